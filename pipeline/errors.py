@@ -1,0 +1,123 @@
+"""The error tree; each leaf says who must act.
+
+    PipelineError
+    ├── ConfigError           the person who started the run: nothing was started (exit code 2)
+    ├── ItemError             one input: becomes its report row, the run goes on
+    │   ├── FetchError            the store or the network
+    │   ├── DecodeError           the file's owner: the file is broken
+    │   ├── TooLargeError         the operator: a limit of ours, raised or kept
+    │   ├── UnsupportedError      nobody: a kind of picture that we do not handle
+    │   ├── UpscaleError          us, or whoever trained the model
+    │   ├── EncodeError           the operator: another format or size
+    │   ├── PublishError          the store or the network
+    │   └── WorkerCrashError      us: the input took its worker process down
+    └── FatalError            the run stops (exit code 1), what is committed stays
+
+Only an `ItemError` becomes a report row; everything else stops the run.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Stage = Literal["fetch", "decode", "upscale", "encode", "publish"]
+
+
+class PipelineError(Exception):
+    """Anything that this package raises on purpose."""
+
+
+class ConfigError(PipelineError):
+    """The command or its configuration is wrong; nothing was started."""
+
+
+class FatalError(PipelineError):
+    """The run cannot go on. What it has committed stays, running again finishes the rest."""
+
+
+class ItemError(PipelineError):
+    """One input failed.
+
+    code: a key of `CODES`, for programs; the message is for people and carries the numbers.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+    def __reduce__(self) -> tuple[type["ItemError"], tuple[str, str]]:
+        return type(self), (self.code, str(self))
+
+    @property
+    def stage(self) -> Stage:
+        """Where on its way the input stopped."""
+        return CODES[self.code].stage
+
+    @property
+    def transient(self) -> bool:
+        """Whether the same input may succeed another night, without anyone changing it."""
+        return CODES[self.code].transient
+
+
+class FetchError(ItemError):
+    """The source's bytes could not be read."""
+
+
+class DecodeError(ItemError):
+    """The bytes are not a whole, well-formed picture."""
+
+
+class TooLargeError(ItemError):
+    """Over one of our limits; the message names the limit and both numbers."""
+
+
+class UnsupportedError(ItemError):
+    """A well-formed picture of a kind that is not handled."""
+
+
+class UpscaleError(ItemError):
+    """The network's result is unusable."""
+
+
+class EncodeError(ItemError):
+    """The result cannot be written in the format asked for."""
+
+
+class PublishError(ItemError):
+    """The result could not be stored."""
+
+
+class WorkerCrashError(ItemError):
+    """The input was in work each time its worker process died."""
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """What an error code means: where it arises, and whether time alone may cure it."""
+
+    stage: Stage
+    transient: bool
+    meaning: str
+
+
+CODES: dict[str, Code] = {
+    "not_found": Code("fetch", False, "no such object or file"),
+    # Rights and expired credentials are mended outside, without the source changing.
+    "access_denied": Code("fetch", True, "the store refused to hand out the source"),
+    "source_changed": Code("fetch", True, "the source is no longer the version that was planned"),
+    "fetch_failed": Code("fetch", True, "the network or the store failed"),
+    "source_too_large": Code("fetch", False, "more bytes than limits.max_source_bytes"),
+    "not_an_image": Code("decode", False, "no picture format that we know"),
+    "decode_failed": Code("decode", False, "the file is broken or cut short"),
+    "unsupported_format": Code("decode", False, "a picture format that is not read yet"),
+    "unsupported_depth": Code("decode", False, "more than 8 bits a sample"),
+    "unsupported_colour": Code("decode", False, "CMYK, Lab or another colour model"),
+    "unsupported_frames": Code("decode", False, "an animation or several pages"),
+    "input_too_large": Code("decode", False, "more pixels than limits.max_input_pixels"),
+    "output_too_large": Code("encode", False, "more pixels than the limits or the format allow"),
+    "device_memory": Code("upscale", True, "does not fit the device even in the smallest strips"),
+    "non_finite": Code("upscale", False, "the network yields NaN or infinity even in fp32"),
+    "encode_failed": Code("encode", False, "the encoder refused the result"),
+    "publish_denied": Code("publish", True, "the store refused to take the result"),
+    "publish_failed": Code("publish", True, "the network or the store failed"),
+    "worker_crash": Code("upscale", True, "its worker died each time it was in work"),
+}
