@@ -1,25 +1,25 @@
 """Remaster: upscale whole image archives with Real-ESRGAN generators on a Ray cluster.
 
-    manifest ─> plan ─> [ Ray Data: tiny rows ] ─> worker (one per GPU) ─> outcome rows ─> report
-      uri,           identity, todo,                fetch > decode > upscale > encode > publish
-      version, size  shards, refusals               pixels never leave the worker
+manifest ─> plan ─> [ Ray Data: tiny rows ] ─> worker (one per GPU) ─> outcome rows ─> report
+  uri,           identity, todo,                fetch > decode > upscale > encode > publish
+  version, size  shards, refusals               pixels never leave the worker
 
-    cli       the commands: what `jobs/*.py` and `remaster` call
-    config    what a person may set; the recipe of a result and its digest
-    records   the rows: Source -> Item -> Outcome, and the report's Arrow schema
-    errors    the error tree and the table of codes
-    storage   the one door to bytes
-    manifest  what there is to do
-    plan      identity, output keys, collisions, shards, what is left to do
-    ledger    the report as a database: commit, latest view, compaction
-    flow      one run, from the manifest to the exit code; the only Ray Data wiring
-    worker    one actor per device: fetch, decode, upscale, encode, publish, overlapped
-    attempts  how often an item took its worker down
-    images    codecs
-    engine    exact execution of a generator on images of any size
-    models    generators, checkpoints and the zoo of released weights
-    report    summary of a run
-    samples   pictures drawn for the demo and the tests
+cli       the commands: what `jobs/*.py` and `remaster` call
+config    what a person may set; the recipe of a result and its digest
+records   the rows: Source -> Item -> Outcome, and the report's Arrow schema
+errors    the error tree and the table of codes
+storage   the one door to bytes
+manifest  what there is to do
+plan      identity, output keys, collisions, shards, what is left to do
+ledger    the report as a database: commit, latest view, compaction
+flow      one run, from the manifest to the exit code; the only Ray Data wiring
+worker    one actor per device: fetch, decode, upscale, encode, publish, overlapped
+attempts  how often an item took its worker down
+images    codecs
+engine    exact execution of a generator on images of any size
+models    generators, checkpoints and the zoo of released weights
+report    summary of a run
+samples   pictures drawn for the demo and the tests
 """
 
 __version__ = "0.1.0"

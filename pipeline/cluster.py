@@ -1,0 +1,104 @@
+"""The Ray cluster that a run finds or starts, and how many workers fit it."""
+
+import logging
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import ray
+
+import pipeline
+from pipeline.config import Workers
+from pipeline.errors import ConfigError
+
+# A run's rows are tiny; the default would reserve a third of the memory.
+_LOCAL_STORE_BYTES = 256 * 2**20
+# Set by Ray in the environment of a submitted job's driver.
+_SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What there is."""
+
+    local: bool
+    """Started by this run, on this machine alone."""
+    nodes: int
+    """Nodes that offer CPUs or GPUs to work with."""
+    cpus: float
+    gpus: float
+
+    @property
+    def device(self) -> str:
+        """What `device: auto` means here: a laptop without a GPU computes on its CPU."""
+        return "cpu" if self.local and not self.gpus else "cuda"
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """The workers of a run."""
+
+    count: int
+    per_node: int
+    cpus: float
+    gpus: float
+
+
+def connect() -> Cluster:
+    """Joins the cluster that Ray's own settings name, else starts a local one."""
+    # Ray reports a harmless detail of every actor pool at its highest level (ray#53727).
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if not ray.is_initialized():
+        quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
+        try:
+            ray.init(address="auto", runtime_env=_our_code(), **quiet)
+        except ConnectionError:
+            ray.init(include_dashboard=False, object_store_memory=_LOCAL_STORE_BYTES, **quiet)
+            return _survey(local=True)
+    return _survey(local=False)
+
+
+def fleet(cluster: Cluster, wanted: Workers, *, device: str, items: int) -> Fleet:
+    """As many workers as asked for, or one per GPU, on CPUs one per node; no more than items.
+
+    Raises ConfigError when the cluster cannot hold them beside the tasks that read the plan.
+    """
+    gpus = wanted.gpus if wanted.gpus is not None else float(device == "cuda")
+    found = int(cluster.gpus // gpus) if gpus else cluster.nodes
+    count = wanted.count or found
+    if not count:
+        raise ConfigError(
+            f"the cluster has {cluster.gpus:g} GPUs now and a worker asks for {gpus:g}: "
+            "device cpu, or workers.count for a cluster that grows by itself"
+        )
+    cpus = wanted.cpus
+    if cpus is None:
+        cpus = float(device == "cuda" and cluster.cpus > count)
+    if count <= found and cluster.cpus - count * cpus < 1:
+        raise ConfigError(
+            f"{count} workers of {cpus:g} CPUs leave {cluster.cpus - count * cpus:g} of the "
+            f"cluster's {cluster.cpus:g} CPUs, 1 is needed to read the plan (workers.cpus)"
+        )
+    needed = min(count, items)
+    return Fleet(needed, math.ceil(needed / max(1, cluster.nodes)), cpus, gpus)
+
+
+def _our_code() -> dict[str, Any] | None:
+    """Brings this package to a cluster that we were not submitted to as a job."""
+    if os.environ.get(_SUBMITTED):
+        return None
+    return {"py_modules": [str(Path(pipeline.__file__).parent)]}
+
+
+def _survey(*, local: bool) -> Cluster:
+    alive = [node for node in cast(list[dict[str, Any]], ray.nodes()) if node["Alive"]]
+    resources = [cast(dict[str, float], node["Resources"]) for node in alive]
+    working = [each for each in resources if each.get("CPU") or each.get("GPU")]
+    return Cluster(
+        local=local,
+        nodes=len(working),
+        cpus=sum(each.get("CPU", 0.0) for each in working),
+        gpus=sum(each.get("GPU", 0.0) for each in working),
+    )

@@ -1,0 +1,400 @@
+"""What a person may set, and which of it makes a result what it is (the recipe).
+
+A value comes from the command line, else from the YAML file, else from the default here. Models are
+frozen and refuse unknown keys. `configs/reference.yaml` is `reference()`, kept complete by a test.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
+
+from pipeline.errors import ConfigError
+
+Precision = Literal["fp32", "fp16", "bf16"]
+Device = Literal["cuda", "cpu"]
+Format = Literal["png", "jpeg", "tiff", "webp"]
+Failures = Literal["transient", "all", "none"]
+
+SECRETS = ("key", "secret", "token", "password", "account_key", "sas_token", "connection_string")
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses what it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Workers(Section):
+    """How the fleet is sized; changes nothing in the results."""
+
+    count: int | None = Field(
+        default=None, ge=1, description="workers; default one per GPU, on CPUs one per node"
+    )
+    gpus: float | None = Field(
+        default=None, ge=0, description="GPUs a worker asks for; default 1 on CUDA, 0 on CPUs"
+    )
+    cpus: float | None = Field(
+        default=None, ge=0, description="CPUs a worker asks for; default 2 on CUDA, 0 on CPUs"
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="torch threads; default the node's CPUs over its workers"
+    )
+    in_flight: int = Field(
+        default=8, ge=1, le=256, description="pictures under way in a worker, each in a thread"
+    )
+    in_flight_bytes: int = Field(
+        default=4 * 2**30, ge=2**20, description="bytes of decoded pictures and results in a worker"
+    )
+    max_crashes: int = Field(
+        default=2,
+        ge=1,
+        description="times an input may take its worker down before it counts as failed",
+    )
+    start_timeout_s: float = Field(
+        default=900, gt=0, description="seconds to wait for the cluster to give a first worker"
+    )
+    stall_timeout_s: float = Field(
+        default=3600,
+        gt=0,
+        description="seconds without any finished block after which the run stops",
+    )
+
+
+class Encode(Section):
+    """How results are written."""
+
+    png_level: int = Field(
+        default=1, ge=0, le=9, description="deflate level of PNG; 6 is 2.5 x slower"
+    )
+    jpeg_quality: int = Field(default=95, ge=1, le=100, description="JPEG quality, written 4:4:4")
+    webp_quality: int = Field(default=90, ge=1, le=100, description="WebP quality")
+    webp_lossless: bool = Field(default=False, description="lossless WebP")
+
+
+class Limits(Section):
+    """What a single input may cost; over a limit it becomes a failed row."""
+
+    max_source_bytes: int = Field(default=2**30, ge=1, description="bytes of a source")
+    max_input_pixels: int = Field(default=100_000_000, ge=1, description="pixels of a source")
+    max_output_pixels: int = Field(default=1_000_000_000, ge=1, description="pixels of a result")
+    device_bytes: int | None = Field(
+        default=None,
+        ge=2**20,
+        description="bytes of activations on the device; default by its memory",
+    )
+
+
+class ReportSection(Section):
+    """Where the report is and how often it is committed."""
+
+    uri: str | None = Field(default=None, description="report folder; default <output>/_report")
+    commit_s: float = Field(
+        default=5.0, gt=0, description="seconds between commits and progress lines"
+    )
+
+
+class Scan(Section):
+    """How a folder of images is read."""
+
+    suffixes: tuple[str, ...] = Field(
+        default=(".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"),
+        description="file name endings that count as images, without regard to case",
+    )
+
+
+class Side(Section):
+    """One side of the storage: any fsspec URI, with options of its own."""
+
+    endpoint: str | None = Field(default=None, description="URL of an S3-compatible store")
+    profile: str | None = Field(default=None, description="AWS profile")
+    region: str | None = Field(default=None, description="region")
+    kms_key: str | None = Field(
+        default=None, description="KMS key id that encrypts what is written"
+    )
+    storage_class: str | None = Field(default=None, description="storage class of what is written")
+    options: dict[str, Any] = Field(default={}, description="further fsspec options, as they are")
+
+    def fsspec_options(self) -> dict[str, Any]:
+        """The options as fsspec's S3 driver names them; `options` wins."""
+        extra = {"StorageClass": self.storage_class, "SSEKMSKeyId": self.kms_key}
+        if self.kms_key:
+            extra["ServerSideEncryption"] = "aws:kms"
+        extra = {name: value for name, value in extra.items() if value}
+        named: dict[str, Any] = {
+            "endpoint_url": self.endpoint,
+            "profile": self.profile,
+            "client_kwargs": {"region_name": self.region} if self.region else None,
+            "s3_additional_kwargs": extra or None,
+        }
+        return {name: value for name, value in named.items() if value} | self.options
+
+
+class StorageSection(Section):
+    """The four sides of the storage."""
+
+    source: Side = Side()
+    output: Side = Side()
+    report: Side | None = Field(default=None, description="default as storage.output")
+    models: Side = Side()
+
+
+class UpscaleConfig(Section):
+    """Upscale every picture of a manifest with a Real-ESRGAN generator."""
+
+    config: str | None = Field(
+        default=None, description="YAML file with these keys; flags win over it"
+    )
+    manifest: str = Field(
+        description="Parquet, CSV or JSONL (file, folder or glob), or a folder or glob of images"
+    )
+    output: str = Field(description="folder or prefix that the results are published under")
+    model: str = Field(
+        default="realesr-animevideov3",
+        description="zoo name, checkpoint path or URI, or model YAML",
+    )
+    model_sha256: str | None = Field(
+        default=None,
+        pattern="^[0-9a-f]{64}$",
+        description="pins a checkpoint that is not in the zoo",
+    )
+    denoise: float | None = Field(
+        default=None, ge=0, le=1, description="denoise strength of realesr-general-x4v3; default 1"
+    )
+    scale: float | None = Field(
+        default=None, gt=0, le=64, description="final factor, any number; default the model's"
+    )
+    long_side: int | None = Field(
+        default=None, ge=1, description="final long side in pixels, instead of a factor"
+    )
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
+        default="auto", description="fp16 on CUDA, fp32 on CPUs"
+    )
+    format: Literal["auto", "png", "jpeg", "tiff", "webp"] = Field(
+        default="auto", description="auto keeps the source's"
+    )
+    device: Literal["auto", "cuda", "cpu"] = Field(
+        default="auto", description="auto is CUDA on a cluster; on a laptop what there is"
+    )
+    limit: int | None = Field(default=None, ge=1, description="at most so many items in this run")
+    sample: float | None = Field(
+        default=None, gt=0, description="below 1 a share of the items, else a count; chosen by hash"
+    )
+    dry_run: bool = Field(default=False, description="print what would be done and stop")
+    retry_failed: Failures = Field(default="transient", description="failed items to try again")
+    on_change: Literal["refuse", "keep", "redo"] = Field(
+        default="refuse", description="what a result made by another recipe means"
+    )
+    ok_failed: float = Field(
+        default=0,
+        ge=0,
+        description="failures that still count as success: below 1 a share, else a count",
+    )
+    probe: bool = Field(
+        default=False, description="ask the store for versions that the manifest lacks"
+    )
+    columns: dict[str, str] = Field(
+        default={},
+        description="our column -> theirs, by name or template such as s3://{Bucket}/{Key}",
+    )
+    carry: Literal["all", "none"] | list[str] = Field(
+        default="all", description="columns of the manifest that the report carries in `extra`"
+    )
+    workers: Workers = Workers()
+    encode: Encode = Encode()
+    limits: Limits = Limits()
+    report: ReportSection = ReportSection()
+    scan: Scan = Scan()
+    storage: StorageSection = StorageSection()
+
+    @model_validator(mode="after")
+    def _one_size(self) -> "UpscaleConfig":
+        if self.scale is not None and self.long_side is not None:
+            raise ValueError(
+                f"scale ({self.scale:g}) and long_side ({self.long_side}) exclude each other"
+            )
+        return self
+
+    @property
+    def report_uri(self) -> str:
+        """The report's folder."""
+        return self.report.uri or f"{self.output.rstrip('/')}/_report"
+
+
+class _Flags(BaseSettings, UpscaleConfig):
+    """The same keys, for the command line's parser alone."""
+
+    # Both bases declare `model_config`, each with a type of its own.
+    model_config = SettingsConfigDict(  # pyright: ignore[reportIncompatibleVariableOverride]
+        extra="forbid",
+        cli_prog_name="upscale.py",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+        cli_exit_on_error=False,
+    )
+
+
+def parse(arguments: Sequence[str]) -> UpscaleConfig:
+    """The configuration that a command line asks for.
+
+    arguments: as in `sys.argv[1:]`; flags with hyphens, underscores are accepted.
+    Raises ConfigError with one sentence; `--help` prints and exits with 0.
+    """
+    dashed = [_dashed(argument) for argument in arguments]
+    try:
+        flags = CliSettingsSource(_Flags, cli_parse_args=dashed)()
+    except SettingsError as error:
+        raise ConfigError(f"{_plain(str(error))}; --help lists the keys") from error
+    return load(flags.get("config"), flags)
+
+
+def load(file: str | None, overrides: Mapping[str, Any]) -> UpscaleConfig:
+    """The configuration of a YAML file under `overrides` (nested, as in the file).
+
+    Raises ConfigError with one sentence for an unreadable file or a wrong key or value.
+    """
+    values = _merged(_read_yaml(file) if file else {}, overrides)
+    try:
+        return UpscaleConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from error
+
+
+def recipe(
+    config: UpscaleConfig, *, model_sha256: str, model_scale: float | None, precision: Precision
+) -> dict[str, Any]:
+    """What makes a result what it is, and nothing else; settings at their default stay out of it.
+
+    model_scale: the network's own factor, None where it is not known.
+    """
+    made: dict[str, Any] = {"version": 1, "model": model_sha256, "precision": precision}
+    if config.long_side is not None:
+        made["long_side"] = config.long_side
+    elif config.scale is not None and config.scale != model_scale:
+        made["scale"] = config.scale
+    if config.format != "auto":
+        made["format"] = config.format
+    encode = config.encode.model_dump(exclude_defaults=True)
+    if encode:
+        made["encode"] = encode
+    return made
+
+
+def digest(made: Mapping[str, Any]) -> str:
+    """sha256 of a recipe's canonical JSON, as 64 hexadecimal digits."""
+    canonical = json.dumps(made, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def to_yaml(config: UpscaleConfig) -> str:
+    """The configuration as YAML, for the report: complete, without anything secret."""
+    values = config.model_dump(mode="json", exclude={"config"})
+    sides = cast(dict[str, dict[str, Any] | None], values["storage"])
+    for side in filter(None, sides.values()):
+        side["options"] = {name: _shown(name, value) for name, value in side["options"].items()}
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _shown(name: str, value: Any) -> Any:
+    return "***" if any(word in name.lower() for word in SECRETS) else value
+
+
+def reference() -> str:
+    """Every key with its description and default, as YAML."""
+    head = "# Every key of jobs/upscale.py with its default. Made by `make reference`.\n"
+    return head + "\n".join(_reference_lines(UpscaleConfig, 0)) + "\n"
+
+
+def _reference_lines(section: type[Section], depth: int) -> list[str]:
+    pad, lines = "  " * depth, list[str]()
+    for name, field in section.model_fields.items():
+        if name == "config":
+            continue
+        nested = _section_of(field)
+        if nested is not None:
+            lines += [f"{pad}# {_first_line(nested)}", f"{pad}{name}:"]
+            lines += _reference_lines(nested, depth + 1)
+            continue
+        default = "# required" if field.is_required() else _scalar(field.default)
+        lines += [f"{pad}# {field.description}", f"{pad}{name}: {default}"]
+    return lines
+
+
+def _section_of(field: FieldInfo) -> type[Section] | None:
+    options = [field.annotation, *getattr(field.annotation, "__args__", ())]
+    found = [kind for kind in options if isinstance(kind, type) and issubclass(kind, Section)]
+    return found[0] if found and field.default is not None else None
+
+
+def _first_line(section: type[Section]) -> str:
+    return (section.__doc__ or "").strip().splitlines()[0]
+
+
+def _scalar(value: Any) -> str:
+    return json.dumps(value)  # a tuple becomes a list
+
+
+def _dashed(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else argument
+
+
+def _read_yaml(file: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"cannot read the configuration {file}: {reason}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"the configuration {file} holds no keys but {type(values).__name__}")
+    return cast(dict[str, Any], values)
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    values = dict(below)
+    for name, value in above.items():
+        old = values.get(name)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        values[name] = _merged(cast(Any, old), cast(Any, value)) if both else value
+    return values
+
+
+def _plain(message: str) -> str:
+    return " ".join(message.replace("error parsing CLI:", "").split())
+
+
+def _explain(error: ValidationError) -> str:
+    """All problems in one sentence, each with its key, the value and what would be right."""
+    return "; ".join(_problem(cast(dict[str, Any], item)) for item in error.errors())
+
+
+def _problem(item: dict[str, Any]) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(key, _all_keys(UpscaleConfig), n=1)
+        return f"unknown key {key!r}" + (f", did you mean {close[0]!r}?" if close else "")
+    if item["type"] == "missing":
+        return f"{key} is required (--{key} or in the YAML)"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    return f"{key}: {message}, not {item['input']!r}" if key else message
+
+
+def _all_keys(section: type[Section], prefix: str = "") -> list[str]:
+    keys = list[str]()
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        nested = _section_of(field)
+        if nested is not None:
+            keys += _all_keys(nested, f"{prefix}{name}.")
+    return keys

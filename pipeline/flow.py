@@ -1,0 +1,335 @@
+"""One run, from the manifest to the exit code; the only place that knows Ray Data."""
+
+import io
+import logging
+import signal
+import threading
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet
+import ray
+import ray.data
+import ray.exceptions
+from ray.data import ActorPoolStrategy, DataContext
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipeline import manifest, plan, storage
+from pipeline.attempts import AttemptLedger
+from pipeline.cluster import Fleet, connect, fleet
+from pipeline.config import UpscaleConfig
+from pipeline.errors import FatalError
+from pipeline.ledger import Recorder
+from pipeline.models import zoo
+from pipeline.records import ITEM_SCHEMA, OUTCOME_SCHEMA
+from pipeline.report import summary
+from pipeline.report.progress import Progress
+from pipeline.report.summary import Summary, Tally
+from pipeline.session import Session
+from pipeline.worker import Job, Worker
+
+pc: Any = pyarrow.compute  # its functions are made at run time, no checker knows them
+
+# Rows that got lost between a worker and the driver are asked for once more.
+_ROUNDS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What the plan found: counts, and the items that are left to do."""
+
+    sources: int
+    ignored: int
+    items: int
+    sampled: int
+    left: plan.Remaining
+    versioned: bool
+
+    def line(self) -> str:
+        """For example `plan: 200 sources: 196 to do, 4 done before`."""
+        left = self.left
+        counts = {
+            "to do": left.todo.num_rows,
+            "done before": left.done,
+            "failed before and not tried again (retry_failed)": left.failed,
+            "beyond the limit": left.left_out,
+            "outside the sample": self.items - self.sampled,
+            "listed twice": self.sources - self.items,
+        }
+        said = [f"{count} {what}" for what, count in counts.items() if count]
+        if self.ignored:
+            said.append(f"{self.ignored} other files ignored")
+        if not self.versioned:
+            said.append("no versions or sizes, so a changed source goes unseen (probe)")
+        return f"plan: {self.sources} sources: {', '.join(said)}"
+
+
+@dataclass(slots=True)
+class Result:
+    """What came of a run's executions."""
+
+    tally: Tally = field(default_factory=Tally)
+    workers: int = 0
+    stopped: bool = False
+    error: str | None = None
+
+
+class _StoppedError(BaseException):
+    """SIGTERM or SIGINT; not an Exception, so that nothing on the way takes it for a failure."""
+
+
+def run(config: UpscaleConfig) -> int:
+    """Upscales what the manifest names and is not done yet. Returns the exit code.
+
+    Raises ConfigError while nothing is started, FatalError when the run cannot go on.
+    """
+    started = time.monotonic()
+    session = Session.settle(config, lambda: connect().device)
+    work = _plan(session)
+    print(work.line(), flush=True)
+    if config.dry_run:
+        return summary.DONE
+    if work.left.todo.num_rows:
+        zoo.materialise(session.model, store=session.model_store)  # what cannot be had ends here
+    session.open_report()
+    result = _carry_out(session, work.left.todo)
+    made = _summarise(session, work, result, time.monotonic() - started)
+    session.close_report(made.to_json())
+    print("\n".join([*made.lines(), f"results {session.output}", f"report {session.ledger.uri}"]))
+    if result.error:
+        raise FatalError(result.error)
+    return made.exit_code
+
+
+def _plan(session: Session) -> Work:
+    config = session.config
+    found = manifest.read(config, session.source_store)
+    view = session.ledger.latest()
+    items = plan.identify(found.sources, output=session.output, format=config.format)
+    plan.refuse(items, view.select(["key", "output_uri"]), report=session.ledger.uri)
+    chosen = plan.choose(items, config.sample)
+    left = plan.remaining(
+        chosen,
+        view,
+        recipe=session.digest,
+        on_change=config.on_change,
+        retry_failed=config.retry_failed,
+        limit=config.limit,
+    )
+    seen = [found.sources[name].null_count for name in ("version", "size")]
+    versioned = min(seen) < found.sources.num_rows
+    counts = (found.sources.num_rows, found.ignored, items.num_rows, chosen.num_rows)
+    return Work(*counts, left, versioned)
+
+
+def _carry_out(session: Session, todo: pa.Table) -> Result:
+    """Everything that needs workers; nothing to do needs none. Commits as outcomes arrive."""
+    result = Result()
+    if not todo.num_rows:
+        return result
+    workers = session.config.workers
+    crew = fleet(connect(), workers, device=session.device, items=todo.num_rows)
+    result.workers = crew.count
+    progress = Progress(todo.num_rows, result.tally)
+    every_s = session.config.report.commit_s
+    recorder = Recorder(session.ledger, session.run_id, every_s=every_s, tick=progress.tick)
+    try:
+        with recorder, _stoppable():
+            for outcomes in _rounds(session, todo, crew):
+                result.tally.add(outcomes)
+                recorder.add(outcomes)
+    except _StoppedError:
+        result.stopped = True
+    except (ray.exceptions.RayError, FatalError) as error:
+        result.error = str(error)
+    finally:
+        progress.close()
+        ray.shutdown()  # the workers end with it, and then their staging folder can be swept
+    return result
+
+
+def _rounds(session: Session, todo: pa.Table, crew: Fleet) -> Iterator[pa.Table]:
+    """Outcomes of all items, each once. Raises FatalError when some never come."""
+    for number in range(_ROUNDS):
+        rows, seen = plan.block_rows(todo.num_rows, crew.count), set[str]()
+        for name, shard in plan.shards(todo, rows):
+            extras = _extras(shard)
+            uri = _write_shard(session, f"{number}-{name}", shard)
+            for outcomes in _execute(session, uri, rows, crew):
+                fresh = _without(outcomes, seen)
+                seen.update(cast(list[str], fresh["item_id"].to_pylist()))
+                yield _with_extras(fresh, extras)
+        todo = _without(todo, seen)
+        if not todo.num_rows:
+            return
+    raise FatalError(f"{todo.num_rows} items were handed out {_ROUNDS} times and never came back")
+
+
+def _execute(session: Session, shard_uri: str, rows: int, crew: Fleet) -> Iterator[pa.Table]:
+    """One execution of Ray Data over one shard: outcomes as they are ready, in any order."""
+    _set_context(session.config)
+    filesystem, path = session.report_store.arrow(shard_uri)
+    two_blocks = ActorPoolStrategy(
+        size=crew.count, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
+    )
+    arguments = {"job": _job(session, crew), "attempts": _Attempts.start()}
+    yield from (
+        ray.data.read_parquet(path, filesystem=filesystem)
+        .select_columns(ITEM_SCHEMA.names)
+        .repartition(target_num_rows_per_block=rows)
+        .map_batches(
+            Worker,
+            fn_constructor_kwargs=arguments,
+            batch_size=rows,
+            batch_format="pyarrow",
+            compute=two_blocks,
+            num_cpus=crew.cpus,
+            num_gpus=crew.gpus,
+            udf_modifying_row_count=False,
+        )
+        .iter_batches(batch_size=None, batch_format="pyarrow")
+    )
+
+
+def _set_context(config: UpscaleConfig) -> None:
+    """Ray Data's settings, which every dataset copies; its bars and chatter off."""
+    context = DataContext.get_current()
+    context.max_errored_blocks = 0  # any other value drops rows without a word
+    context.execution_no_progress_timeout_s = config.workers.stall_timeout_s
+    context.wait_for_min_actors_s = int(config.workers.start_timeout_s)
+    context.enable_progress_bars = False
+    context.enable_operator_progress_bars = False
+    context.print_on_execution_start = False
+    for handler in logging.getLogger("ray.data").handlers:
+        if not hasattr(handler, "baseFilename") and isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.ERROR)
+
+
+def _job(session: Session, crew: Fleet) -> Job:
+    config = session.config
+    return Job(
+        run_id=session.run_id,
+        recipe=session.digest,
+        model=session.model,
+        precision=session.precision,
+        device=session.device,
+        scale=config.scale,
+        long_side=config.long_side,
+        encode=config.encode,
+        limits=config.limits,
+        source=session.source_store,
+        output=session.output_store,
+        models=session.model_store,
+        in_flight=config.workers.in_flight,
+        in_flight_bytes=config.workers.in_flight_bytes,
+        max_crashes=config.workers.max_crashes,
+        threads=config.workers.threads,
+        workers_on_node=crew.per_node,
+    )
+
+
+class _Attempts:
+    """The attempt ledger as workers see it: an actor on the driver's node, which dies with it."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    @classmethod
+    def start(cls) -> "_Attempts":
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        remote: Any = ray.remote(AttemptLedger)
+        return cls(remote.options(num_cpus=0, scheduling_strategy=here).remote())
+
+    def begin(self, item_id: str) -> None:
+        ray.get(self._actor.begin.remote(item_id))
+
+    def end(self, item_id: str) -> None:
+        self._actor.end.remote(item_id)  # calls keep their order: the next `begin` waits for it
+
+    def crashes(self, item_ids: Sequence[str]) -> dict[str, int]:
+        return cast(dict[str, int], ray.get(self._actor.crashes.remote(list(item_ids))))
+
+
+@contextmanager
+def _stoppable() -> Generator[None]:
+    """SIGTERM and SIGINT end the loop inside; what has arrived is committed all the same."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise _StoppedError(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _write_shard(session: Session, name: str, shard: pa.Table) -> str:
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(shard, file, compression="zstd")
+    relative = session.of_run(f"shards/{name}.parquet")
+    session.ledger.write(relative, file.getvalue(), "application/vnd.apache.parquet")
+    return storage.join(session.ledger.uri, relative)
+
+
+def _extras(shard: pa.Table) -> dict[str, str]:
+    """The manifest's other columns by item: they stay with the driver."""
+    carried = shard.filter(pc.is_valid(shard["extra"]))
+    pairs = zip(carried["item_id"].to_pylist(), carried["extra"].to_pylist(), strict=True)
+    return cast(dict[str, str], dict(pairs))
+
+
+def _with_extras(outcomes: pa.Table, extras: Mapping[str, str]) -> pa.Table:
+    values = [extras.get(item_id) for item_id in cast(list[str], outcomes["item_id"].to_pylist())]
+    index = outcomes.schema.get_field_index("extra")
+    joined = outcomes.set_column(
+        index, OUTCOME_SCHEMA.field("extra"), pa.array(values, pa.string())
+    )
+    return joined.cast(OUTCOME_SCHEMA)
+
+
+def _without(table: pa.Table, item_ids: set[str]) -> pa.Table:
+    if not item_ids:
+        return table
+    known = pc.is_in(table["item_id"], value_set=pa.array(sorted(item_ids), pa.string()))
+    return table.filter(pc.invert(known))
+
+
+def _summarise(session: Session, work: Work, result: Result, wall_s: float) -> Summary:
+    tally, left = result.tally, work.left
+    code = summary.exit_code(tally, ok_failed=session.config.ok_failed, stopped=result.stopped)
+    return Summary(
+        run_id=session.run_id,
+        recipe=session.digest,
+        model=session.model.name,
+        precision=session.precision,
+        device=session.device,
+        manifest=work.sources,
+        ignored=work.ignored,
+        duplicates=work.sources - work.items,
+        not_sampled=work.items - work.sampled,
+        done_before=left.done,
+        failed_before=left.failed,
+        done=tally.done,
+        failed=tally.failed,
+        skipped=tally.skipped,
+        not_started=left.left_out + left.todo.num_rows - tally.seen,
+        failures=dict(tally.codes.most_common()),
+        workers=result.workers,
+        wall_s=wall_s,
+        stage_s=tally.stage_s,
+        input_megapixels=tally.input_pixels / 1e6,
+        output_megapixels=tally.output_pixels / 1e6,
+        output_bytes=tally.output_bytes,
+        exit_code=summary.CRASHED if result.error else code,
+    )

@@ -1,0 +1,214 @@
+"""The report as a database: commit fragments, read the latest view, compact.
+
+    <report>/log/<run_id>/<n>.parquet   fragments as committed, each by one atomic publish
+    <report>/outcomes/<n>.parquet       the latest view, one row a key, sorted by key
+    <report>/latest.json                what of the log the outcomes hold, and what `auto` meant
+    <report>/recipes/<digest>.json
+    <report>/runs/<run_id>/...
+
+A row that says done is committed after the object that it speaks of. Nothing is ever deleted, and
+every step may be repeated: the latest view of outcomes and fragments is the same however often a
+fragment is counted in.
+"""
+
+import io
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet
+
+from pipeline.errors import FatalError
+from pipeline.records import OUTCOME_SCHEMA
+from pipeline.storage import Store, join
+
+pc: Any = pyarrow.compute  # its functions are made at run time, no checker knows them
+
+_ROWS_PER_FILE = 500_000
+
+
+class Ledger:
+    """The report of one output."""
+
+    def __init__(self, store: Store, uri: str) -> None:
+        """uri: the report's folder, which need not exist."""
+        self.uri = uri
+        self._store = store
+
+    def head(self) -> dict[str, Any]:
+        """`latest.json`, empty before the first run."""
+        try:
+            data = self._store.read(join(self.uri, "latest.json"))
+        except FileNotFoundError:
+            return {}
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            raise FatalError(f"{self.uri}/latest.json is damaged: {error}") from error
+
+    def set_head(self, head: Mapping[str, Any]) -> None:
+        """Replaces `latest.json`."""
+        self.write("latest.json", _json(head), "application/json")
+
+    def write(self, name: str, data: bytes, content_type: str) -> None:
+        """A file of the report by its relative name."""
+        self._store.publish(join(self.uri, name), data, content_type=content_type)
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """A JSON file of the report by its relative name."""
+        self.write(name, _json(value), "application/json")
+
+    def commit(self, run_id: str, number: int, outcomes: pa.Table) -> None:
+        """Adds a fragment. When this returns, the rows survive anything but the store's loss."""
+        name = f"log/{run_id}/{number:06d}.parquet"
+        self.write(name, _parquet(outcomes), "application/vnd.apache.parquet")
+
+    def latest(self) -> pa.Table:
+        """The latest view, with what was committed since the last compaction: OUTCOME_SCHEMA."""
+        return self._view(self.head().get("compacted", {}))[0]
+
+    def unfinished_runs(self) -> list[str]:
+        """Runs that began and never noted their end: killed, or still under way."""
+        files = self._store.list(join(self.uri, "runs"))
+        names = {tuple(file.uri.split("/")[-2:]) for file in files}
+        began = {run_id for run_id, name in names if name == "config.yaml"}
+        return sorted(began - {run_id for run_id, name in names if name == "summary.json"})
+
+    def compact(self, head: Mapping[str, Any]) -> pa.Table:
+        """Brings `outcomes/` up to date, then replaces `latest.json` by `head` and what they hold.
+
+        Files are written from the last to the first: new keys only ever push rows to later files,
+        so a crash in between leaves rows twice, which the next compaction mends, and none missing.
+        """
+        view, counted = self._view(self.head().get("compacted", {}))
+        starts = range(0, view.num_rows, _ROWS_PER_FILE)
+        for number, start in reversed(list(enumerate(starts))):
+            part = _parquet(view.slice(start, _ROWS_PER_FILE))
+            self.write(f"outcomes/{number:05d}.parquet", part, "application/vnd.apache.parquet")
+        self.set_head({**head, "compacted": counted})
+        return view
+
+    def _view(self, compacted: Mapping[str, int]) -> tuple[pa.Table, dict[str, int]]:
+        """The latest view, and how many fragments of each run it holds."""
+        counted, parts = dict(compacted), self._tables("outcomes")
+        for uri, run_id, number in self._fragments():
+            if number >= compacted.get(run_id, 0):
+                parts.append(self._table(uri))
+                counted[run_id] = max(counted.get(run_id, 0), number + 1)
+        return latest_view(parts), counted
+
+    def _fragments(self) -> list[tuple[str, str, int]]:
+        found = list[tuple[str, str, int]]()
+        for file in self._store.list(join(self.uri, "log")):
+            run_id, name = file.uri.split("/")[-2:]
+            if name.endswith(".parquet"):
+                found.append((file.uri, run_id, int(name.removesuffix(".parquet"))))
+        return found
+
+    def _tables(self, folder: str) -> list[pa.Table]:
+        files = self._store.list(join(self.uri, folder))
+        return [self._table(file.uri) for file in files if file.uri.endswith(".parquet")]
+
+    def _table(self, uri: str) -> pa.Table:
+        try:
+            table = pyarrow.parquet.read_table(pa.BufferReader(self._store.read(uri)))
+            return table.select(OUTCOME_SCHEMA.names).cast(OUTCOME_SCHEMA)
+        except (pa.ArrowException, KeyError, ValueError) as error:
+            raise FatalError(f"the report's file {uri} is damaged: {error}") from error
+
+
+class Recorder:
+    """Collects the outcomes of a run and commits them every few seconds, by a thread of its own.
+
+    Used as a context manager; leaving it commits what is left.
+    """
+
+    def __init__(self, ledger: Ledger, run_id: str, *, every_s: float, tick: Callable[[], None]):
+        """tick: called after each commit, from the thread."""
+        self._ledger = ledger
+        self._run_id = run_id
+        self._every_s = every_s
+        self._tick = tick
+        self._number = 0
+        self._rows = list[pa.Table]()
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="recorder", daemon=True)
+
+    def add(self, outcomes: pa.Table) -> None:
+        """Takes rows of OUTCOME_SCHEMA; they are safe after the next commit."""
+        with self._lock:
+            self._rows.append(outcomes)
+
+    def commit(self) -> None:
+        """Commits what has been added since. Rows of a failed commit wait for the next one."""
+        with self._lock:
+            rows = self._rows
+            if not rows:
+                return
+            self._ledger.commit(self._run_id, self._number, pa.concat_tables(rows))
+            self._number += 1
+            self._rows = []
+
+    def __enter__(self) -> "Recorder":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self.commit()
+
+    def _beat(self) -> None:
+        while not self._over.wait(self._every_s):
+            try:
+                self.commit()
+            except OSError as error:
+                print(f"the report cannot be written, trying again: {error}", file=sys.stderr)
+            self._tick()
+
+
+def latest_view(parts: Iterable[pa.Table]) -> pa.Table:
+    """One row a key, sorted by key: OUTCOME_SCHEMA.
+
+    Of a key the source's newest version (the item that finished last), of that item a `done` row
+    before any other, of those the one that finished last.
+    """
+    rows = pa.concat_tables([OUTCOME_SCHEMA.empty_table(), *parts])
+    if not rows.num_rows:
+        return rows
+    last = rows.group_by(["key", "item_id"]).aggregate([("finished_at", "max")])
+    newest = _firsts(last, [("key", "ascending"), ("finished_at_max", "descending"), _BY_ID])
+    ranked = rows.append_column("rank", pc.if_else(pc.equal(rows["status"], "done"), 0, 1))
+    numbered = ranked.append_column("row", pa.array(range(rows.num_rows), pa.int64()))
+    narrow = numbered.select(["key", "item_id", "rank", "finished_at", "run_id", "row"])
+    mine = narrow.join(newest.select(["key", "item_id"]), ["key", "item_id"], join_type="inner")
+    order = [("key", "ascending"), ("rank", "ascending"), ("finished_at", "descending"), _BY_RUN]
+    return rows.take(_firsts(mine, order)["row"])
+
+
+_BY_ID = ("item_id", "ascending")
+_BY_RUN = ("run_id", "descending")
+
+
+def _firsts(table: pa.Table, order: list[tuple[str, str]]) -> pa.Table:
+    """The first row of each key, after sorting."""
+    ordered = table.take(pc.sort_indices(table, sort_keys=order))
+    keys = ordered["key"].combine_chunks()
+    changes = np.asarray(pc.not_equal(keys[1:], keys[:-1]).to_numpy(zero_copy_only=False), bool)
+    return ordered.take(pa.array(np.flatnonzero(np.concatenate([[True], changes]))))
+
+
+def _parquet(table: pa.Table) -> bytes:
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(table, file, compression="zstd")
+    return file.getvalue()
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(cast(Any, value), indent=2, ensure_ascii=False) + "\n").encode()

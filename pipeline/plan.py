@@ -1,0 +1,273 @@
+"""What is to be done: identity, output keys, refusals, what is left, shards. Pure and columnar."""
+
+import hashlib
+import json
+import math
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+
+from pipeline.errors import ConfigError
+from pipeline.records import ITEM_SCHEMA
+
+pc: Any = pyarrow.compute  # its functions are made at run time, no checker knows them
+
+FORMATS = {
+    ".png": "png",
+    ".jpg": "jpeg",
+    ".jpeg": "jpeg",
+    ".tif": "tiff",
+    ".tiff": "tiff",
+    ".webp": "webp",
+}
+_SUFFIXES = {"png": ".png", "jpeg": ".jpg", "tiff": ".tif", "webp": ".webp"}
+# Pictures by their name that we do not write: they become TIFF, which holds whatever they hold.
+_OTHERS = (".bmp", ".gif", ".jp2", ".j2k", ".jpx", ".pbm", ".pgm", ".ppm", ".pnm", ".avif", ".jfif")
+
+_BLOCK_S = 20
+_BLOCK_ROWS = (1, 1024)
+_DEFAULT_BLOCK_ROWS = 16
+_SHARD_BLOCKS = 50_000
+_SHARD_ROWS = 1_000_000
+_KEY_BYTES = 1024
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f\\]|^/|^[A-Za-z]:")
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Remaining:
+    """The items that a run has to deal with, and how many it has not."""
+
+    todo: pa.Table
+    """ITEM_SCHEMA and `extra`."""
+    done: int
+    """Items with a result that counts."""
+    failed: int
+    """Items that failed before and are not tried again (retry_failed)."""
+    left_out: int
+    """Items that `limit` leaves for another run."""
+
+
+def identify(sources: pa.Table, *, output: str, format: str) -> pa.Table:
+    """The items of a manifest, each source once: ITEM_SCHEMA and `extra`.
+
+    sources: SOURCE_SCHEMA; without a key it is the URI without its scheme. output: absolute URI.
+    format: as configured. The key of a source depends on no other row, so it is the same every
+    night.
+    """
+    rows = list[tuple[str, str, str, str]]()
+    names = ("uri", "key", "offset", "version", "size", "mtime")
+    columns = [sources[name].to_pylist() for name in names]
+    for uri, key, offset, version, size, mtime in zip(*columns, strict=True):
+        name = unicodedata.normalize("NFC", key or _path(uri))
+        stem, kind, suffix = _target(name, format)
+        identity = [name, uri, offset, version if version else [size, mtime]]
+        rows.append((_sha256(identity), name, f"{output}/{stem}{suffix}", kind))
+    ids, keys, targets, kinds = zip(*rows, strict=True)
+    count = len(rows)
+    made = {"item_id": ids, "key": keys, "output_uri": targets, "output_format": kinds}
+    made |= {"shard": [""] * count, "attempts": [0] * count}
+    schema = ITEM_SCHEMA.append(pa.field("extra", pa.string()))
+    columns = [made.get(name) or sources[name] for name in schema.names]
+    items = pa.Table.from_arrays(
+        [_as_chunked(column, kind) for column, kind in zip(columns, schema.types, strict=True)],
+        schema=schema,
+    )
+    return _each_once(items)
+
+
+def refuse(items: pa.Table, earlier: pa.Table, *, report: str) -> None:
+    """Raises ConfigError if an item would overwrite another's result, the report, or its source.
+
+    items: of `identify`. earlier: `key` and `output_uri` of the report's rows. Outputs are compared
+    in NFC and without regard to case, as file systems do.
+    """
+    problems = [*_bad_keys(items, report), *_collisions(items, earlier)]
+    if problems:
+        more = f" (and {len(problems) - _SHOWN} more)" if len(problems) > _SHOWN else ""
+        raise ConfigError("refused: " + "; ".join(problems[:_SHOWN]) + more)
+
+
+def choose(items: pa.Table, sample: float | None) -> pa.Table:
+    """A part of the items, the same every night: below 1 a share, else a count, by their hash."""
+    if sample is None:
+        return items
+    if sample >= 1:
+        firsts = pc.sort_indices(items["item_id"]).to_numpy()[: int(sample)]
+        return items.take(np.sort(firsts))
+    bound = f"{int(sample * 2**64):016x}"
+    return items.filter(pc.less(items["item_id"], bound))
+
+
+def remaining(
+    items: pa.Table,
+    latest: pa.Table,
+    *,
+    recipe: str,
+    on_change: str,
+    retry_failed: str,
+    limit: int | None = None,
+) -> Remaining:
+    """What of the items is left to do, given the report's latest view.
+
+    latest: OUTCOME_SCHEMA, one row a key. recipe: digest of this run's. on_change, retry_failed,
+    limit: as configured. Raises ConfigError where results of another recipe exist and on_change is
+    `refuse`.
+    """
+    known = _known(items, latest)
+    same = pc.equal(known["item_id"], known["known_id"])
+    mine = pc.equal(known["known_recipe"], recipe)
+    has_result = pc.and_(same, pc.equal(known["status"], "done"))
+    other = pc.and_(has_result, pc.invert(mine))
+    others = _count(other)
+    if others and on_change == "refuse":
+        old = known.filter(_true(other))["known_recipe"][0].as_py()
+        raise ConfigError(
+            f"{others} results in this output were made by another recipe ({old[:12]}, now "
+            f"{recipe[:12]}; see recipes/ in the report): on_change keep counts them as done, "
+            "redo makes them again"
+        )
+    done = has_result if on_change == "keep" else pc.and_(has_result, mine)
+    failed = pc.and_(pc.and_(same, mine), pc.equal(known["status"], "failed"))
+    if retry_failed == "all":
+        failed = pc.and_(failed, False)
+    elif retry_failed == "transient":
+        failed = pc.and_(failed, pc.equal(known["error_class"], "permanent"))
+    open_ = pc.invert(pc.or_(_true(done), _true(failed)))
+    tried = pc.if_else(_true(same), known["known_attempts"], 0)
+    index = items.schema.get_field_index("attempts")
+    counted = items.set_column(index, ITEM_SCHEMA.field("attempts"), pc.fill_null(tried, 0))
+    todo = counted.filter(open_)
+    cut = todo.slice(0, limit) if limit is not None else todo
+    return Remaining(cut, _count(done), _count(failed), todo.num_rows - cut.num_rows)
+
+
+def block_rows(items: int, workers: int, *, seconds_per_item: float | None = None) -> int:
+    """Rows of a block, the unit of retry: about 20 s of work, and enough blocks for everyone.
+
+    seconds_per_item: estimated work of one worker; unknown it is taken for a little over a second.
+    """
+    wanted = round(_BLOCK_S / seconds_per_item) if seconds_per_item else _DEFAULT_BLOCK_ROWS
+    fair = math.ceil(items / (4 * workers))
+    return max(_BLOCK_ROWS[0], min(wanted, fair, _BLOCK_ROWS[1]))
+
+
+def shards(todo: pa.Table, rows: int) -> Iterator[tuple[str, pa.Table]]:
+    """Named parts of the work, each for one execution: at most 50,000 blocks of `rows` rows.
+
+    Every block costs the driver about 10 KB for as long as its execution lasts.
+    """
+    size = min(_SHARD_BLOCKS * rows, _SHARD_ROWS)
+    index = todo.schema.get_field_index("shard")
+    for number, start in enumerate(range(0, todo.num_rows, size)):
+        name, part = f"{number:05d}", todo.slice(start, size)
+        names = pa.array([name] * part.num_rows, pa.string())
+        yield name, part.set_column(index, ITEM_SCHEMA.field("shard"), names)
+
+
+def _path(uri: str) -> str:
+    """A URI without its scheme, bucket included."""
+    return uri.partition("://")[2].lstrip("/") if "://" in uri else uri.lstrip("/")
+
+
+def _target(key: str, format: str) -> tuple[str, str, str]:
+    """Stem, format and suffix of the result, from the key's name alone."""
+    stem, dot, ending = key.rpartition(".")
+    suffix = dot + ending
+    known = suffix.lower() in FORMATS or suffix.lower() in _OTHERS
+    if not known or not stem or stem.endswith("/"):
+        stem, suffix = key, ""
+    if format != "auto":
+        return stem, format, _SUFFIXES[format]
+    if suffix.lower() in FORMATS:
+        return stem, FORMATS[suffix.lower()], suffix
+    kind = "tiff" if suffix else "png"
+    return stem, kind, _SUFFIXES[kind]
+
+
+def _sha256(identity: Sequence[Any]) -> str:
+    text = json.dumps(identity, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _as_chunked(column: Any, kind: pa.DataType) -> pa.ChunkedArray:
+    return (
+        column
+        if isinstance(column, pa.ChunkedArray)
+        else pa.chunked_array([pa.array(column, kind)])
+    )
+
+
+def _each_once(items: pa.Table) -> pa.Table:
+    """The same source listed twice is one item."""
+    numbered = items.append_column("row", pa.array(range(items.num_rows), pa.int64()))
+    firsts = numbered.group_by("item_id").aggregate([("row", "min")])["row_min"]
+    if len(firsts) == items.num_rows:
+        return items
+    return items.take(pc.take(firsts, pc.sort_indices(firsts)))
+
+
+def _bad_keys(items: pa.Table, report: str) -> Iterator[str]:
+    rows = zip(*(_list(items, name) for name in ("key", "uri", "output_uri")), strict=True)
+    for key, uri, target in rows:
+        if _UNSAFE.search(key) or any(part in ("", ".", "..") for part in key.split("/")):
+            yield f"{uri} has the key {key!r}, which is no plain relative path (key)"
+        elif len(key.encode("utf-8", "surrogatepass")) > _KEY_BYTES:
+            yield f"{uri} has a key of {len(key.encode())} bytes, limit {_KEY_BYTES} (key)"
+        elif f"{target}/".startswith(f"{report}/"):
+            yield f"{uri} has the key {key!r}, which lies in the report {report} (report.uri)"
+        elif target == uri:
+            yield f"{uri} would be written over by its own result (output)"
+
+
+def _collisions(items: pa.Table, earlier: pa.Table) -> Iterator[str]:
+    taken = dict[str, tuple[str, str]]()
+    for key, target in zip(_list(earlier, "key"), _list(earlier, "output_uri"), strict=True):
+        if target:
+            taken[_folded(target)] = (key, f"the earlier source of {key!r}")
+    rows = zip(*(_list(items, name) for name in ("key", "uri", "output_uri")), strict=True)
+    for key, uri, target in rows:
+        other = taken.setdefault(_folded(target), (key, uri))
+        if other[0] != key or (other[1] != uri and not other[1].startswith("the earlier")):
+            yield f"{other[1]} and {uri} would both be written to {target}"
+        taken[_folded(target)] = (key, uri)
+
+
+def _folded(target: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", target).casefold())
+
+
+def _known(items: pa.Table, latest: pa.Table) -> pa.Table:
+    """The items in their order, with what the report knows of each key."""
+    names = {
+        "key": "key",
+        "item_id": "known_id",
+        "recipe": "known_recipe",
+        "attempts": "known_attempts",
+        "status": "status",
+        "error_class": "error_class",
+    }
+    view = latest.select(list(names)).rename_columns(list(names.values()))
+    ordered = items.select(["key", "item_id"]).append_column(
+        "row", pa.array(range(items.num_rows), pa.int64())
+    )
+    return ordered.join(view, keys="key", join_type="left outer").sort_by("row")
+
+
+def _true(mask: Any) -> Any:
+    """Null is false."""
+    return pc.fill_null(mask, False)
+
+
+def _count(mask: Any) -> int:
+    return int(pc.sum(_true(mask)).as_py() or 0)
+
+
+def _list(table: pa.Table, name: str) -> list[str]:
+    return cast(list[str], table[name].to_pylist())

@@ -1,0 +1,122 @@
+"""Counts of a run: `summary.json`, the exit code and the last lines on the terminal."""
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+DONE, CRASHED, USAGE, SOME_FAILED, BREAKER, STOPPED, LOCKED = 0, 1, 2, 3, 4, 5, 6
+
+_STAGES = ("fetch", "decode", "upscale", "encode", "publish")
+
+
+@dataclass
+class Tally:
+    """What the outcomes of a run add up to, as they stream in."""
+
+    done: int = 0
+    failed: int = 0
+    skipped: int = 0
+    input_pixels: int = 0
+    output_pixels: int = 0
+    output_bytes: int = 0
+    codes: Counter[str] = field(default_factory=Counter[str])
+    stage_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_STAGES, 0.0))
+
+    def add(self, outcomes: pa.Table) -> None:
+        """Counts in rows of OUTCOME_SCHEMA."""
+        for row in outcomes.select(_COUNTED).to_pylist():
+            status = row["status"]
+            setattr(self, status, getattr(self, status) + 1)
+            if row["error_code"]:
+                self.codes[row["error_code"]] += 1
+            for stage in _STAGES:
+                self.stage_s[stage] += row[f"{stage}_s"] or 0.0
+            if status == "done":
+                self.input_pixels += row["source_width"] * row["source_height"]
+                self.output_pixels += row["output_width"] * row["output_height"]
+                self.output_bytes += row["output_bytes"]
+
+    @property
+    def seen(self) -> int:
+        """Rows counted."""
+        return self.done + self.failed + self.skipped
+
+
+_COUNTED = [
+    "status",
+    "error_code",
+    "source_width",
+    "source_height",
+    "output_width",
+    "output_height",
+    "output_bytes",
+    *(f"{stage}_s" for stage in _STAGES),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """One run in numbers. `manifest` = `done_before` + `failed_before` + rows of this run
+    (`done` + `failed` + `skipped`) + `not_started`."""
+
+    run_id: str
+    recipe: str
+    model: str
+    precision: str
+    device: str
+    manifest: int
+    ignored: int
+    duplicates: int
+    not_sampled: int
+    done_before: int
+    failed_before: int
+    done: int
+    failed: int
+    skipped: int
+    not_started: int
+    failures: dict[str, int]
+    workers: int
+    wall_s: float
+    stage_s: dict[str, float]
+    input_megapixels: float
+    output_megapixels: float
+    output_bytes: int
+    exit_code: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As in `summary.json`."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """What a person reads at the end of a run."""
+        made = f"{self.done} done, {self.failed} failed"
+        rest = [
+            f"{count} {text}"
+            for count, text in (
+                (self.skipped, "skipped"),
+                (self.done_before, "done before"),
+                (self.failed_before, "failed before and not tried again (retry_failed)"),
+                (self.not_started, "not started"),
+                (self.duplicates, "listed twice"),
+                (self.not_sampled, "outside the sample"),
+                (self.ignored, "other files ignored"),
+            )
+            if count
+        ]
+        size = f"{self.input_megapixels:.1f} to {self.output_megapixels:.1f} megapixels"
+        first = f"{', '.join([made, *rest])}; {size} in {self.wall_s:.1f} s"
+        failures = [f"  {count} x {code}" for code, count in self.failures.items()]
+        return [first, *failures]
+
+
+def exit_code(tally: Tally, *, ok_failed: float, stopped: bool) -> int:
+    """The code of a run that came to its end or was stopped.
+
+    ok_failed: failures that still count as success; below 1 a share of the rows, else a count.
+    """
+    if stopped:
+        return STOPPED
+    bound = ok_failed * tally.seen if ok_failed < 1 else ok_failed
+    return SOME_FAILED if tally.failed > bound else DONE

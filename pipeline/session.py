@@ -1,0 +1,158 @@
+"""What one run is: its name, its places, its recipe, and what it notes about itself."""
+
+import os
+import platform
+import sys
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, cast
+
+from pipeline import __version__, storage
+from pipeline import config as configuration
+from pipeline.config import Device, Precision, Side, UpscaleConfig
+from pipeline.ledger import Ledger
+from pipeline.models import zoo
+from pipeline.models.zoo import ModelSpec
+from pipeline.storage import Store
+
+_PRECISION: dict[str, Precision] = {"cuda": "fp16", "cpu": "fp32"}
+_VERSIONED = ("ray", "torch", "numpy", "pillow", "pyarrow", "fsspec", "s3fs")
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A run, settled before anything is planned or started."""
+
+    config: UpscaleConfig
+    run_id: str
+    output: str
+    source_store: Store
+    output_store: Store
+    report_store: Store
+    model_store: Store
+    ledger: Ledger
+    head: Mapping[str, Any]
+    model: ModelSpec
+    device: Device
+    precision: Precision
+    recipe: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """The recipe's digest."""
+        return configuration.digest(self.recipe)
+
+    @classmethod
+    def settle(cls, config: UpscaleConfig, auto_device: Callable[[], str]) -> "Session":
+        """The run that a configuration asks for.
+
+        auto_device: what `device: auto` means where no earlier run has settled it.
+        Raises ConfigError for places and models that cannot be.
+        """
+        run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+        sides, output = config.storage, storage.absolute(config.output)
+        report = storage.absolute(config.report_uri)
+        report_store = _staged(sides.report or sides.output, report, run_id)
+        model_store, ledger = _store(sides.models), Ledger(report_store, report)
+        model = zoo.resolve(
+            config.model,
+            store=model_store,
+            models_uri=os.environ.get("REMASTER_MODELS"),
+            model_sha256=config.model_sha256,
+            denoise=config.denoise,
+        )
+        head = ledger.head()
+        device, precision = _settle_auto(config, head.get("auto", {}), auto_device)
+        return cls(
+            config=config,
+            run_id=run_id,
+            output=output,
+            source_store=_store(sides.source),
+            output_store=_staged(sides.output, output, run_id),
+            report_store=report_store,
+            model_store=model_store,
+            ledger=ledger,
+            head=head,
+            model=model,
+            device=device,
+            precision=precision,
+            recipe=configuration.recipe(
+                config, model_sha256=model.sha256, model_scale=model.scale, precision=precision
+            ),
+        )
+
+    def of_run(self, name: str) -> str:
+        """A file of this run, relative to the report."""
+        return f"runs/{self.run_id}/{name}"
+
+    def open_report(self) -> None:
+        """Writes down what the run is, before it starts; tidies up after runs that died."""
+        for run_id in self.ledger.unfinished_runs():
+            self._sweep(run_id)
+        config = configuration.to_yaml(self.config).encode()
+        self.ledger.write(self.of_run("config.yaml"), config, "application/yaml")
+        self.ledger.write_json(self.of_run("environment.json"), _environment())
+        self.ledger.write_json(f"recipes/{self.digest}.json", self.recipe)
+        self.ledger.set_head(self.settled_head())
+
+    def close_report(self, summary: Mapping[str, Any]) -> None:
+        """Compacts the report, notes how the run ended and leaves nothing temporary."""
+        self.ledger.compact({**self.settled_head(), "last_run": self.run_id})
+        self.ledger.write_json(self.of_run("summary.json"), summary)
+        self._sweep(self.run_id)
+
+    def settled_head(self) -> dict[str, Any]:
+        """`latest.json` with what `auto` means from now on."""
+        bound = dict(self.head.get("auto", {}))
+        if self.config.device == "auto":
+            bound["device"] = self.device
+        if self.config.precision == "auto":
+            bound["precision"] = self.precision
+        return {**self.head, "auto": bound}
+
+    def _sweep(self, run_id: str) -> None:
+        sides = self.config.storage
+        _staged(sides.output, self.output, run_id).sweep()
+        _staged(sides.report or sides.output, self.ledger.uri, run_id).sweep()
+
+
+def _settle_auto(
+    config: UpscaleConfig, bound: Mapping[str, Any], auto_device: Callable[[], str]
+) -> tuple[Device, Precision]:
+    """What `auto` means: decided once per output, then the same every night."""
+    device = config.device if config.device != "auto" else bound.get("device") or auto_device()
+    precision = config.precision
+    if precision == "auto":
+        precision = bound.get("precision") or _PRECISION[device]
+    return cast(Device, device), cast(Precision, precision)
+
+
+def _store(side: Side) -> Store:
+    return Store(side.fsspec_options())
+
+
+def _staged(side: Side, root: str, run_id: str) -> Store:
+    """A store to publish to: local files are staged below their root, on its file system."""
+    local = storage.is_local(root)
+    staging = storage.join(root, f"{storage.STAGING}/{run_id}") if local else None
+    return Store(side.fsspec_options(), staging=staging)
+
+
+def _environment() -> dict[str, Any]:
+    return {
+        "remaster": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "arguments": [storage.redact(argument) for argument in sys.argv],
+        "versions": {name: _version(name) for name in _VERSIONED},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,654 @@
+"""The one door to bytes: read, publish, list, stat, on local disks and object stores.
+
+A URI is a plain path, `file://`, or anything that fsspec has a driver for; `s3://` is the case
+that is tuned. Everything a driver raises comes out as one of these:
+
+    ConfigError              the URI, the options or the installation is wrong
+    OSError
+    ├── FileNotFoundError    no such object, bucket or file
+    ├── PermissionError      refused: rights, or credentials that are missing, wrong or expired
+    └── StoreError           anything else; time may cure it
+        ├── SourceChangedError   the object is no longer the version asked for
+        └── ThrottledError       the store asks for patience
+
+A publish is atomic: nobody ever sees a part of an object. fsspec's files opened for writing are
+not used for it, because leaving their `with` block by an exception publishes what was written so
+far. Nothing is cached either: a listing or a stat shows what other clients wrote before it.
+"""
+
+import errno
+import os
+import pkgutil
+import re
+import stat
+import threading
+import time
+import uuid
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from glob import has_magic
+from typing import Any
+from urllib.parse import quote
+
+import fsspec
+import pyarrow.fs
+from botocore import exceptions as boto
+from fsspec.asyn import sync
+from fsspec.registry import known_implementations
+from fsspec.utils import glob_translate
+
+from pipeline.errors import ConfigError
+
+STAGING = ".staging"
+
+# Schemes that name the same driver, and the extra of this distribution that installs it.
+_FAMILY = {"local": "file", "s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az", "https": "http"}
+_EXTRA = {"gs": "gcs", "az": "azure"}
+
+# What a driver lets through that is no OSError; named, because only an installed one has them.
+_FAILURES = {
+    "s3": (
+        "botocore.exceptions:BotoCoreError",
+        "botocore.exceptions:ClientError",
+        "botocore.parsers:ResponseParserError",
+        "aiohttp:ClientError",
+    ),
+    "gs": (
+        "gcsfs.retry:HttpError",
+        "google.auth.exceptions:GoogleAuthError",
+        "aiohttp:ClientError",
+    ),
+    "az": ("azure.core.exceptions:AzureError",),
+    "http": ("aiohttp:ClientError",),
+}
+_MISCONFIGURED = (
+    boto.ProfileNotFound,
+    boto.ConfigParseError,
+    boto.ConfigNotFound,
+    boto.InvalidConfigError,
+    boto.PartialCredentialsError,
+    boto.ParamValidationError,
+    boto.ValidationError,
+)
+_LOCKED_OUT = (
+    PermissionError,
+    boto.NoCredentialsError,
+    boto.NoAuthTokenError,
+    boto.CredentialRetrievalError,
+    boto.TokenRetrievalError,
+    boto.SSOError,
+)
+# S3 answers 400, not 403, to credentials that have run out.
+_EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"}
+
+# botocore does the retrying. s3fs would repeat each of its attempts five times more.
+_PATIENCE: dict[str, Any] = {
+    "connect_timeout": 10,
+    "read_timeout": 60,
+    "retries": {"mode": "standard", "total_max_attempts": 5},
+    "max_pool_connections": 32,
+    # rclone sends the whole object's checksum along with a range of it, which then never fits.
+    "response_checksum_validation": "when_required",
+}
+_GET_ATTEMPTS = 3
+_STAGED = re.compile(r"[0-9a-f]{32}\.part")
+_ETAG = re.compile(r'"?([0-9a-f]{32}(?:-[0-9]+)?)"?')
+
+
+class StoreError(OSError):
+    """The store or the network failed."""
+
+
+class SourceChangedError(StoreError):
+    """The object is no longer the version asked for."""
+
+
+class ThrottledError(StoreError):
+    """The store is overloaded, or asks for fewer requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """What a store says about one file.
+
+    uri: a plain absolute path for local files, else with its scheme.
+    size: bytes, or None when the store does not say (or for a dangling link).
+    mtime: Unix seconds, or None.
+    version: the ETag without quotes, None for local files.
+    """
+
+    uri: str
+    size: int | None
+    mtime: float | None
+    version: str | None
+
+
+# ---------------------------------------------------------------------------------------- URIs
+
+
+def scheme(uri: str) -> str:
+    """The URI's scheme; "file" for `file://` and plain paths.
+
+    Raises ConfigError for a scheme without a driver and for a malformed URI.
+    """
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.\-]*):(/*)([^/]*)", uri)
+    if found is None or (found[1] not in known_implementations and len(found[2]) < 2):
+        return "file"  # a path, perhaps with a colon in its first name
+    name, slashes, place = found.groups()
+    if name not in known_implementations:
+        raise ConfigError(f"{redact(uri)}: no driver knows the scheme {name}://")
+    if _family(name) == "file":
+        if slashes != "///":
+            raise ConfigError(f"{uri}: malformed; wanted {name}:///<absolute path>")
+        return "file"
+    if slashes != "//" or not place:
+        raise ConfigError(f"{redact(uri)}: malformed; wanted {name}://<bucket or host>/<key>")
+    return name
+
+
+def _family(name: str) -> str:
+    return _FAMILY.get(name, name)
+
+
+def is_local(uri: str) -> bool:
+    """Whether the URI is a plain path or `file://`."""
+    return scheme(uri) == "file"
+
+
+def absolute(uri: str) -> str:
+    """The URI without a trailing slash; a local one as an absolute plain path, `~` expanded.
+
+    The path of a `file://` URI is taken as it stands, as fsspec does: `%20` is not a space.
+    """
+    if not is_local(uri):
+        return uri.rstrip("/")
+    return os.path.abspath(os.path.expanduser(re.sub(r"^(?:file|local)://", "", uri)))
+
+
+def join(base: str, relative: str) -> str:
+    """`base/relative`. Raises ValueError when `relative` could lead out of `base`."""
+    if relative.startswith("/") or ".." in relative.split("/"):
+        raise ValueError(f"{relative!r} is not a path below {redact(base)}")
+    return f"{base.rstrip('/')}/{relative}" if relative else base
+
+
+def below(uri: str, root: str) -> str | None:
+    """The path of `uri` relative to `root`: "" when equal, None when it is not inside."""
+    inner, outer = _canonical(uri), _canonical(root)
+    if inner == outer:
+        return ""
+    outer = outer.rstrip("/") + "/"
+    return inner[len(outer) :] if inner.startswith(outer) else None
+
+
+def _canonical(uri: str) -> str:
+    name = scheme(uri)
+    text = absolute(uri)
+    return text if name == "file" else _family(name) + text.removeprefix(name)
+
+
+# A password may hold a slash (AWS secrets do); a port may not be taken for one. The container
+# in abfs://container@account is none.
+_USERINFO = re.compile(
+    r"""(?<!abfs)(?<!abfss)://(?:[^\s/@:"'<>]*:(?!\d*(?:/|$))[^\s"'<>]*|[^\s/@:"'<>]+)@"""
+)
+_SECRETS = re.compile(
+    r"""(?ix) (?<![\w-]) ( X-(?:Amz|Goog)-[\w-]* | AWSAccessKeyId | sig | signature | password
+    | (?:\w+[_-])? (?:token|secret) (?:_\w+)? ) = [^&;,\s"'<>]*"""
+)
+
+
+def redact(text: str) -> str:
+    """`text` without credentials: userinfo in URIs, signatures and tokens in query strings."""
+    return _SECRETS.sub(r"\1=***", _USERINFO.sub("://***@", text))
+
+
+# --------------------------------------------------------------------------------------- Store
+
+
+class Store:
+    """Reads and publishes on one side (source, output, report or models) of a run.
+
+    Connects at the first use. May be used from many threads at once; pickles as its arguments.
+    """
+
+    def __init__(
+        self,
+        options: Mapping[str, Any] | None = None,
+        *,
+        staging: str | None = None,
+        part_bytes: int = 16 << 20,
+    ) -> None:
+        """options: fsspec options for this side's object store; local paths ignore them.
+
+        staging: local folder where files are written before they are moved to their place; on
+        the same file system as that. Default: `.staging` beside each file.
+        part_bytes: size of a part of a multipart upload, which S3 objects of two and more parts
+        are; 5 MiB to 5 GiB by S3's rules.
+        """
+        self._options = dict(options or {})
+        self._staging = None if staging is None else absolute(staging)
+        self._staged_in = set[str]()
+        self._part_bytes = part_bytes
+        self._filesystems: dict[str, Any] = {}
+        self._connecting = threading.Lock()
+
+    def __reduce__(self) -> tuple[Callable[..., "Store"], tuple[Mapping[str, Any]]]:
+        rebuild = partial(Store, staging=self._staging, part_bytes=self._part_bytes)
+        return rebuild, (self._options,)
+
+    def read(
+        self,
+        uri: str,
+        *,
+        offset: int | None = None,
+        length: int | None = None,
+        version: str | None = None,
+    ) -> bytes:
+        """The bytes of a file, or `length` of them from `offset` on (default: to the end).
+
+        version: where it has the form of an ETag and the store is S3, the read succeeds only on
+        that version, else SourceChangedError. Any other version is the manifest's own label: it
+        tells items apart and is not checked, nor is an ETag on other stores.
+        Raises StoreError when the range reaches beyond the end.
+        """
+        start = offset or 0
+        if start < 0 or (length is not None and length < 0):
+            raise ValueError(f"offset {offset} and length {length} must not be negative")
+        if length == 0:
+            return b""
+        if is_local(uri):
+            data = _read_local(absolute(uri), start, length)
+        else:
+            data = self._read_remote(uri, start, length, version)
+        if (length is not None and len(data) < length) or (start and not data):
+            wanted = "more" if length is None else f"{length} bytes"
+            text = f"wanted {wanted} from offset {start} on, got {len(data)} bytes"
+            raise StoreError(errno.EIO, text, redact(uri))
+        return data
+
+    def stat(self, uri: str) -> Stat:
+        """Size, time and version of one file. Raises FileNotFoundError when there is none."""
+        if is_local(uri):
+            return _stat_local(absolute(uri))
+        fs = self._filesystem(uri)
+        with _translating(uri):
+            if _family(scheme(uri)) == "s3":
+                bucket, key = _bucket_and_key(fs, uri)
+                head = fs.call_s3("head_object", Bucket=bucket, Key=key)
+                return _stat_remote(uri, {**head, "size": head["ContentLength"]})
+            info = fs.info(uri)
+            if info["type"] != "file":
+                raise FileNotFoundError(errno.ENOENT, "not a file", redact(uri))
+            return _stat_remote(uri, info)
+
+    def exists(self, uri: str) -> bool:
+        """Whether a file is there; a folder is none.
+
+        S3 answers 403 for a missing key to those who may not list the bucket: PermissionError.
+        """
+        try:
+            self.stat(uri)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def size(self, uri: str) -> int | None:
+        """Bytes of one file. Raises FileNotFoundError when there is none."""
+        return self.stat(uri).size
+
+    def list(self, uri: str) -> Iterator[Stat]:
+        """The files at `uri`: a file, a folder with all below it, or a glob (`*`, `?`, `[]`, `**`).
+
+        In order of their URIs; nothing is yielded where nothing is. A file whose name holds a
+        glob's characters goes before the glob. Placeholder objects (`folder/`) and `.staging`
+        are left out; local links are followed, a dangling one has size None.
+        Errors surface while iterating. S3 pages are handed on as they come.
+        """
+        if not uri.endswith("/"):
+            # Those who may list a prefix only are refused the stat of a folder: list it.
+            with suppress(FileNotFoundError, PermissionError):
+                yield self.stat(uri)
+                return
+        where = absolute(uri)
+        if not has_magic(where):
+            yield from self._walk(where, "", deep=True)
+            return
+        literal = where[: next(i for i, char in enumerate(where) if char in "*?[")]
+        root, _, prefix = literal.rpartition("/")
+        wanted = re.compile(glob_translate(where))
+        deep = "/" in where[len(literal) :] or "**" in where
+        for found in self._walk(root, prefix, deep=deep):
+            if wanted.match(found.uri):
+                yield found
+
+    def publish(
+        self,
+        uri: str,
+        data: bytes | bytearray | memoryview,
+        *,
+        content_type: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """Put `data` at `uri`, whole or not at all; replaces what is there.
+
+        Local: staged, flushed to the disk, moved. Stores: one PUT, or a multipart upload that
+        is completed at its end and aborted on an error. `content_type` and `metadata` (ASCII;
+        other characters are percent-encoded) go along where the store keeps such.
+        """
+        if is_local(uri):
+            path = absolute(uri)
+            staging = self._staging or os.path.join(os.path.dirname(path), STAGING)
+            self._staged_in.add(staging)
+            _publish_local(path, data, staging)
+            return
+        fs = self._filesystem(uri)
+        labels = _labels(_family(scheme(uri)), content_type, metadata or {})
+        with _translating(uri):
+            if _family(scheme(uri)) == "s3":
+                target = "/".join(_bucket_and_key(fs, uri))
+                fs.pipe_file(target, bytes(data), chunksize=self._part_bytes, **labels)
+            else:
+                fs.pipe_file(uri, bytes(data), **labels)
+
+    def sweep(self) -> int:
+        """Remove the staging folders, with what killed publishes left; how many files that was.
+
+        Files are removed from a folder given as `staging` only: it must be this run's alone.
+        Other runs may be using the default one.
+        """
+        leftovers: list[str] = []
+        if self._staging is not None and os.path.isdir(self._staging):
+            leftovers = [e.path for e in os.scandir(self._staging) if _STAGED.fullmatch(e.name)]
+        for path in leftovers:
+            os.unlink(path)
+        for folder in (*self._staged_in, *filter(None, [self._staging])):
+            with suppress(OSError):  # gone already, or in use
+                os.rmdir(folder)
+                if os.path.basename(os.path.dirname(folder)) == STAGING:
+                    os.rmdir(os.path.dirname(folder))
+        self._staged_in.clear()
+        return len(leftovers)
+
+    def arrow(self, uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+        """An Arrow file system for readers (`pyarrow.parquet`, Ray Data), and the path in it.
+
+        It pickles, credentials included. Write with `publish`: a writer of Arrow's that fails
+        half-way leaves a truncated object.
+        """
+        if is_local(uri):
+            return pyarrow.fs.LocalFileSystem(), absolute(uri)
+        fs = self._filesystem(uri)
+        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)), fs._strip_protocol(uri)
+
+    def _filesystem(self, uri: str) -> Any:
+        name = scheme(uri)
+        with self._connecting:
+            if name not in self._filesystems:
+                self._filesystems[name] = _connect(name, self._options, uri)
+            return self._filesystems[name]
+
+    def _read_remote(self, uri: str, start: int, length: int | None, version: str | None) -> bytes:
+        fs = self._filesystem(uri)
+        end = None if length is None else start + length
+        if _family(scheme(uri)) != "s3":
+            with _translating(uri):
+                return fs.cat_file(uri, start=start or None, end=end)
+        bucket, key = _bucket_and_key(fs, uri)
+        request = {"Bucket": bucket, "Key": key}
+        if start or end is not None:
+            request["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
+        asked = _ETAG.fullmatch(version or "")
+        if asked:
+            request["IfMatch"] = f'"{asked[1]}"'
+        with _translating(uri):
+            data, etag = _get(fs, request)
+        if asked and etag != asked[1]:  # the store ignores If-Match, as rclone does
+            text = f"wanted version {asked[1]}, the store has {etag}"
+            raise SourceChangedError(errno.ESTALE, text, redact(uri))
+        return data
+
+    def _walk(self, root: str, prefix: str, *, deep: bool) -> Iterator[Stat]:
+        """Files in the folder `root` whose path in it starts with `prefix`, by their URIs."""
+        if is_local(root):
+            for found in _walk_local(root or "/", deep=deep):
+                if found.uri.startswith(prefix, len(root) + 1):
+                    yield found
+            return
+        fs = self._filesystem(root)
+        with _translating(root):
+            if _family(scheme(root)) == "s3":
+                yield from _walk_s3(fs, root, prefix, deep=deep)
+            else:
+                yield from _walk_fsspec(fs, root, deep=deep)
+
+
+# -------------------------------------------------------------------------------------- local
+
+
+def _read_local(path: str, start: int, length: int | None) -> bytes:
+    _stat_local(path)  # opening a pipe would wait for its writer
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read(-1 if length is None else length)
+
+
+def _stat_local(path: str) -> Stat:
+    try:
+        found = os.stat(path)
+    except NotADirectoryError as error:
+        raise FileNotFoundError(errno.ENOENT, "no such file", path) from error
+    if not stat.S_ISREG(found.st_mode):
+        raise FileNotFoundError(errno.ENOENT, "not a file", path)
+    return Stat(path, found.st_size, found.st_mtime, None)
+
+
+def _walk_local(
+    folder: str, *, deep: bool, above: tuple[tuple[int, int], ...] = ()
+) -> Iterator[Stat]:
+    """Files below `folder`, by their paths. A link to a folder that it lies in is not entered."""
+    try:
+        here = os.stat(folder)
+        entries = [(entry, _followed(entry)) for entry in os.scandir(folder)]
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    identity = (here.st_dev, here.st_ino)
+    if identity in above:
+        return
+    # With its slash a folder's name sorts among the files as the paths below it do.
+    named = sorted(
+        (entry.path + "/" * bool(found and stat.S_ISDIR(found.st_mode)), found)
+        for entry, found in entries
+    )
+    for path, found in named:
+        if found is None:
+            yield Stat(path, None, None, None)
+        elif stat.S_ISREG(found.st_mode):
+            yield Stat(path, found.st_size, found.st_mtime, None)
+        elif stat.S_ISDIR(found.st_mode) and deep and not path.endswith(f"/{STAGING}/"):
+            yield from _walk_local(path[:-1], deep=True, above=(*above, identity))
+
+
+def _followed(entry: os.DirEntry[str]) -> os.stat_result | None:
+    try:
+        return entry.stat()
+    except OSError:  # a dangling link, a link to itself, or just deleted: reading it will tell
+        return None
+
+
+def _publish_local(path: str, data: bytes | bytearray | memoryview, staging: str) -> None:
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    os.makedirs(staging, exist_ok=True)
+    staged = os.path.join(staging, f"{uuid.uuid4().hex}.part")
+    try:
+        with open(staged, "xb") as file:  # the umask decides the rights, unlike in mkstemp
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(staged, path)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(staged)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)  # else a power cut may undo the move
+    finally:
+        os.close(descriptor)
+
+
+# ------------------------------------------------------------------------------------- remote
+
+
+def _connect(name: str, options: Mapping[str, Any], uri: str) -> Any:
+    family = _family(name)
+    try:
+        driver = fsspec.get_filesystem_class(name)
+    except ImportError as error:
+        extra = _EXTRA.get(family)
+        cure = f"pip install 'remaster-ray[{extra}]'" if extra else str(error)
+        raise ConfigError(f"{redact(uri)}: no driver for {name}:// is installed: {cure}") from error
+    # An instance of our own: fsspec's shared ones outlive a change of the environment.
+    settings = {**options, "use_listings_cache": False, "skip_instance_cache": True}
+    if family == "s3":
+        settings["config_kwargs"] = {**_PATIENCE, **options.get("config_kwargs", {})}
+    try:
+        with _translating(uri):
+            fs: Any = driver(**settings)
+            if family == "s3":
+                fs.retries = 1
+                fs.connect()
+    except (TypeError, ValueError, KeyError) as error:
+        text = f"{redact(uri)}: {name}:// refuses its options ({', '.join(sorted(options))})"
+        raise ConfigError(f"{text}: {redact(str(error))}") from error
+    return fs
+
+
+def _bucket_and_key(fs: Any, uri: str) -> tuple[str, str]:
+    if "?versionId=" in uri:  # s3fs would silently use the key before it
+        raise ConfigError(f"{redact(uri)}: a version belongs into the manifest's version column")
+    bucket, key, _ = fs.split_path(uri)  # knows access point ARNs, which hold slashes
+    if not key:
+        raise FileNotFoundError(errno.ENOENT, "a bucket, not an object in it", redact(uri))
+    return bucket, key
+
+
+def _get(fs: Any, request: Mapping[str, str]) -> tuple[bytes, str]:
+    """Body and ETag of one GET. botocore's retries end at the headers: a body that breaks off is
+    asked for again here."""
+    attempt = 1
+    while True:
+        response = fs.call_s3("get_object", **request)
+        try:
+            body: Any = sync(fs.loop, response["Body"].read)
+            return body, response["ETag"].strip('"')
+        except (OSError, *_failures("s3")):
+            if attempt == _GET_ATTEMPTS:
+                raise
+        time.sleep(attempt)
+        attempt += 1
+
+
+def _walk_s3(fs: Any, root: str, prefix: str, *, deep: bool) -> Iterator[Stat]:
+    # A bucket of the listing is one URI segment, or an ARN of several: everything before the key.
+    bucket, folder, _ = fs.split_path(root)
+    base = root[: len(root) - len(folder)].rstrip("/")
+    request = {"Bucket": bucket, "Prefix": f"{folder}/{prefix}".lstrip("/")}
+    if not deep:
+        request["Delimiter"] = "/"
+    while True:
+        page = fs.call_s3("list_objects_v2", **request)
+        for found in page.get("Contents", ()):
+            if not found["Key"].endswith("/"):
+                yield _stat_remote(f"{base}/{found['Key']}", {**found, "size": found["Size"]})
+        if not page.get("IsTruncated"):
+            return
+        request["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def _walk_fsspec(fs: Any, root: str, *, deep: bool) -> Iterator[Stat]:
+    try:
+        found = fs.find(root, detail=True, maxdepth=None if deep else 1)
+    except FileNotFoundError:
+        return
+    named = {n if "://" in n else f"{scheme(root)}://{n.lstrip('/')}": i for n, i in found.items()}
+    for uri, info in sorted(named.items()):
+        if info["type"] == "file" and not uri.endswith("/"):
+            yield _stat_remote(uri, info)
+
+
+def _stat_remote(uri: str, info: Mapping[str, Any]) -> Stat:
+    """From a driver's answer; each has names of its own for the same facts."""
+    changed = info.get("LastModified") or info.get("updated") or info.get("last_modified")
+    if isinstance(changed, str):
+        changed = datetime.fromisoformat(changed)
+    # Listings may carry a fraction that HTTP's headers do not.
+    mtime = changed.timestamp() // 1 if isinstance(changed, datetime) else None
+    version = str(info.get("ETag") or info.get("etag") or "")
+    return Stat(uri, info.get("size"), mtime, version.removeprefix("W/").strip('"') or None)
+
+
+def _labels(family: str, content_type: str | None, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The arguments by which a driver's `pipe_file` takes content type and metadata.
+
+    adlfs writes a metadata of its own, so Azure gets the content type alone.
+    """
+    texts = {name: quote(value, safe=" !#$&'()*+,/:;=?@[]") for name, value in metadata.items()}
+    labels: dict[str, Any] = {}
+    if family == "s3":
+        labels = {"ContentType": content_type, "Metadata": texts}
+    elif family == "gs":
+        labels = {"content_type": content_type, "metadata": texts}
+    elif family == "az" and content_type:
+        settings = pkgutil.resolve_name("azure.storage.blob:ContentSettings")
+        labels = {"content_settings": settings(content_type=content_type)}
+    return {name: label for name, label in labels.items() if label}
+
+
+# ------------------------------------------------------------------------------------- errors
+
+
+def _failures(family: str) -> tuple[type[Exception], ...]:
+    return tuple(pkgutil.resolve_name(name) for name in _FAILURES.get(family, ()))
+
+
+@contextmanager
+def _translating(uri: str) -> Generator[None]:
+    """Turn what the driver of `uri` raises into the errors at the top of this module."""
+    try:
+        yield
+    except (OSError, *_failures(_family(scheme(uri)))) as error:
+        raise _translated(redact(uri), error) from error
+
+
+def _translated(place: str, error: Exception) -> Exception:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    text = redact(" ".join(text.split()))
+    status, code = _status(error)
+    if isinstance(error, _MISCONFIGURED):
+        return ConfigError(f"{place}: {text}")
+    if isinstance(error, _LOCKED_OUT) or status in (401, 403) or code in _EXPIRED_CODES:
+        return PermissionError(errno.EACCES, text, place)
+    if isinstance(error, FileNotFoundError) or status == 404:
+        return FileNotFoundError(errno.ENOENT, text, place)
+    if status == 412:
+        return SourceChangedError(errno.ESTALE, text, place)
+    if status in (429, 503):
+        return ThrottledError(errno.EBUSY, text, place)
+    return StoreError(getattr(error, "errno", None) or errno.EIO, text, place)
+
+
+def _status(error: BaseException) -> tuple[int | None, str]:
+    """HTTP status and the store's own code of a driver's error, or of its cause."""
+    for blamed in (error, error.__cause__):
+        if isinstance(blamed, boto.ClientError):
+            answer: Any = blamed.response
+            status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            return status, str(answer.get("Error", {}).get("Code", ""))
+        for name in ("status_code", "status", "code"):  # Azure, aiohttp, Google
+            if isinstance(status := getattr(blamed, name, None), int):
+                return status, ""
+    return None, ""

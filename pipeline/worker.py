@@ -1,0 +1,388 @@
+"""One worker per device: fetch, decode, upscale, encode and publish, overlapped by threads.
+
+An item has one thread from its first byte to its last, and `in_flight` of them are under way at
+once; what they share they take turns at: the device (one at a time), the codecs (one per core) and
+memory (a budget of bytes). So the network never waits for a codec or the store, and neither for it.
+Blocks overlap too: Ray calls the worker for the next block while the last items of this one finish.
+"""
+
+import hashlib
+import os
+import posixpath
+import socket
+import threading
+import time
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import pyarrow as pa
+import torch
+
+from pipeline.config import Encode, Limits
+from pipeline.engine.upscaler import Upscaler
+from pipeline.errors import (
+    FetchError,
+    ItemError,
+    PublishError,
+    TooLargeError,
+    WorkerCrashError,
+)
+from pipeline.images.decode import decode
+from pipeline.images.encode import CONTENT_TYPES, check_size, encode
+from pipeline.images.image import Image, Pixels
+from pipeline.models.zoo import ModelSpec, load_generator
+from pipeline.plan import FORMATS
+from pipeline.records import MESSAGE_LIMIT, Item, Outcome, to_table
+from pipeline.storage import SourceChangedError, Store, redact
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Everything that a worker needs to know, the same for all of them."""
+
+    run_id: str
+    recipe: str
+    model: ModelSpec
+    precision: str
+    device: str
+    scale: float | None
+    long_side: int | None
+    encode: Encode
+    limits: Limits
+    source: Store
+    output: Store
+    models: Store
+    in_flight: int
+    in_flight_bytes: int
+    max_crashes: int
+    threads: int | None
+    workers_on_node: int
+
+
+class Attempts(Protocol):
+    """What the worker asks of the attempt ledger; see `pipeline.attempts`."""
+
+    def begin(self, item_id: str) -> None: ...
+    def end(self, item_id: str) -> None: ...
+    def crashes(self, item_ids: Sequence[str]) -> dict[str, int]: ...
+
+
+class Worker:
+    """Holds one generator on one device; called with blocks of items, from several threads."""
+
+    def __init__(self, job: Job, attempts: Attempts) -> None:
+        """Loads the generator. Raises ConfigError where the model cannot be had or used."""
+        self._job = job
+        self._attempts = attempts
+        cores = len(os.sched_getaffinity(0))
+        # Ray gives actors that ask for no CPU one thread; what the device does is theirs to say.
+        torch.set_num_threads(job.threads or max(1, cores // job.workers_on_node))
+        model = load_generator(job.model, store=job.models)
+        self._upscaler = Upscaler(
+            model,
+            device=job.device,
+            precision=job.precision,
+            budget_bytes=job.limits.device_bytes,
+        )
+        self._threads = ThreadPoolExecutor(job.in_flight, thread_name_prefix="item")
+        self._device = threading.Lock()
+        self._codecs = threading.Semaphore(cores)
+        self._memory = _Budget(job.in_flight_bytes)
+        self._company = _Company()
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Outcomes of a block: ITEM_SCHEMA in, OUTCOME_SCHEMA out, one row each in their order."""
+        items = [Item.from_row(row) for row in block.to_pylist()]
+        crashes = self._attempts.crashes([item.item_id for item in items])
+        futures = {
+            item.item_id: self._threads.submit(self._in_company, item)
+            for item in items
+            if item.item_id not in crashes
+        }
+        alone = {
+            item.item_id: self._suspect(item, crashes[item.item_id])
+            for item in items
+            if item.item_id in crashes
+        }
+        return to_table(_outcome(item, futures, alone) for item in items)
+
+    def _in_company(self, item: Item) -> Outcome:
+        with self._company.joined():
+            return self._attempt(item)
+
+    def _suspect(self, item: Item, crashes: int) -> Outcome:
+        """An item that was under way when a worker died: the verdict, or once more, alone."""
+        if crashes >= self._job.max_crashes:
+            limit = f"limit {self._job.max_crashes} (workers.max_crashes)"
+            message = f"its worker died {crashes} times while it was under way, {limit}"
+            log = _Log(self._blank(item))
+            return log.failed(WorkerCrashError("worker_crash", message))
+        with self._company.alone():
+            return self._attempt(item)
+
+    def _attempt(self, item: Item) -> Outcome:
+        self._attempts.begin(item.item_id)
+        log = _Log(self._blank(item))
+        try:
+            self._work(item, log)
+        except ItemError as error:
+            return log.failed(error)
+        finally:
+            self._attempts.end(item.item_id)
+        return log.done()
+
+    def _work(self, item: Item, log: "_Log") -> None:
+        """The way of one picture. Raises ItemError."""
+        with log.timed("fetch"):
+            data = self._fetch(item, log)
+        with self._codecs, log.timed("decode"):
+            image = decode(data, max_pixels=self._job.limits.max_input_pixels)
+        del data
+        log.saw(image, item)
+        width, height = self._final_size(image)
+        check_size(item.output_format, width, height, max_pixels=self._job.limits.max_output_pixels)
+        with self._memory.held(image.pixels.nbytes + width * height * image.pixels.shape[2]):
+            with self._device, log.timed("upscale"):
+                upscaled = self._upscaler(image.pixels, (width, height))
+            with self._codecs, log.timed("encode"):
+                file = self._encode(upscaled.pixels, image, item, log)
+            log.note(*upscaled.warnings)
+            del upscaled
+            with log.timed("publish"):
+                self._publish(item, file, log)
+        log.made(file, item, width, height, scale=width / image.width)
+
+    def _fetch(self, item: Item, log: "_Log") -> bytes:
+        limit = self._job.limits.max_source_bytes
+        if (item.length or item.size or 0) > limit:
+            size = item.length or item.size
+            raise TooLargeError(
+                "source_too_large", f"{size:,} bytes, limit {limit:,} (limits.max_source_bytes)"
+            )
+        try:
+            data = self._job.source.read(
+                item.uri, offset=item.offset, length=item.length, version=item.version
+            )
+        except FileNotFoundError as error:
+            raise FetchError("not_found", _said(error)) from error
+        except PermissionError as error:
+            raise FetchError("access_denied", _said(error)) from error
+        except SourceChangedError as error:
+            raise FetchError("source_changed", _said(error)) from error
+        except OSError as error:
+            raise FetchError("fetch_failed", _said(error)) from error
+        log.fetched(data)
+        self._check_source(item, data, log)
+        return data
+
+    def _check_source(self, item: Item, data: bytes, log: "_Log") -> None:
+        limit = self._job.limits.max_source_bytes
+        if len(data) > limit:
+            raise TooLargeError(
+                "source_too_large",
+                f"{len(data):,} bytes, limit {limit:,} (limits.max_source_bytes)",
+            )
+        whole = item.offset is None and item.length is None
+        if whole and item.size is not None and item.size != len(data):
+            raise FetchError(
+                "source_changed", f"{len(data):,} bytes, the manifest says {item.size:,} (size)"
+            )
+        found = log.outcome.source_sha256
+        if item.sha256 and item.sha256.lower() != found:
+            raise FetchError(
+                "source_changed", f"sha256 {found}, the manifest says {item.sha256} (sha256)"
+            )
+
+    def _final_size(self, image: Image) -> tuple[int, int]:
+        """Width and height of the result, rounded to whole pixels, at least one each."""
+        factor = self._job.scale or self._upscaler.scale
+        if self._job.long_side is not None:
+            factor = self._job.long_side / max(image.width, image.height)
+        width, height = (max(1, round(side * factor)) for side in (image.width, image.height))
+        return width, height
+
+    def _encode(self, pixels: Pixels, image: Image, item: Item, log: "_Log") -> bytes:
+        factor = pixels.shape[1] / image.width
+        # The same physical size: as many times more pixels, so as many times more per inch.
+        dpi = (image.dpi[0] * factor, image.dpi[1] * factor) if image.dpi else None
+        file, warnings = encode(
+            pixels, item.output_format, self._job.encode, icc_profile=image.icc_profile, dpi=dpi
+        )
+        log.note(*warnings)
+        return file
+
+    def _publish(self, item: Item, file: bytes, log: "_Log") -> None:
+        labels = {"remaster-item": item.item_id, "remaster-recipe": self._job.recipe}
+        try:
+            self._job.output.publish(
+                item.output_uri,
+                file,
+                content_type=CONTENT_TYPES[item.output_format],
+                metadata=labels,
+            )
+        except PermissionError as error:
+            raise PublishError("publish_denied", _said(error)) from error
+        except OSError as error:
+            raise PublishError("publish_failed", _said(error)) from error
+
+    def _blank(self, item: Item) -> Outcome:
+        """The row of an item of which nothing is known yet but who has it."""
+        job = self._job
+        return Outcome(
+            item_id=item.item_id,
+            key=item.key,
+            source_uri=redact(item.uri),
+            source_version=item.version,
+            status="skipped",
+            attempts=item.attempts + 1,
+            model=job.model.name,
+            model_sha256=job.model.sha256,
+            model_licence=job.model.licence,
+            recipe=job.recipe,
+            precision=job.precision,
+            device=job.device,
+            run_id=job.run_id,
+            last_run_id=job.run_id,
+            shard=item.shard,
+            node=socket.gethostname(),
+            worker=self._name,
+            started_at=datetime.now(UTC),
+        )
+
+
+class _Log:
+    """What is known of one item so far."""
+
+    def __init__(self, blank: Outcome) -> None:
+        self.outcome = blank
+
+    def add(self, **known: Any) -> None:
+        self.outcome = replace(self.outcome, **known)
+
+    def note(self, *codes: str) -> None:
+        """Warnings, in the order in which they arise."""
+        self.add(warnings=(*self.outcome.warnings, *codes))
+
+    @contextmanager
+    def timed(self, stage: str) -> Generator[None]:
+        """Seconds of a stage, without the wait for its turn."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.add(**{f"{stage}_s": time.monotonic() - start})
+
+    def fetched(self, data: bytes) -> None:
+        self.add(source_bytes=len(data), source_sha256=hashlib.sha256(data).hexdigest())
+
+    def saw(self, image: Image, item: Item) -> None:
+        facts = image.facts
+        self.add(
+            source_format=facts.format,
+            source_mode=facts.mode,
+            source_bit_depth=facts.bit_depth,
+            source_frames=facts.frames,
+            source_width=facts.width,
+            source_height=facts.height,
+        )
+        self.note(*image.warnings)
+        named = FORMATS.get(posixpath.splitext(item.key)[1].lower())
+        if named and named != facts.format:
+            self.note("format_mismatch")
+
+    def made(self, file: bytes, item: Item, width: int, height: int, *, scale: float) -> None:
+        self.add(
+            output_uri=redact(item.output_uri),
+            output_bytes=len(file),
+            output_sha256=hashlib.sha256(file).hexdigest(),
+            output_format=item.output_format,
+            output_width=width,
+            output_height=height,
+            scale=scale,
+        )
+
+    def done(self) -> Outcome:
+        return replace(self.outcome, status="done", finished_at=datetime.now(UTC))
+
+    def failed(self, error: ItemError) -> Outcome:
+        return replace(
+            self.outcome,
+            status="failed",
+            error_code=error.code,
+            error_class="transient" if error.transient else "permanent",
+            error_stage=error.stage,
+            error_message=redact(str(error))[:MESSAGE_LIMIT],
+            finished_at=datetime.now(UTC),
+        )
+
+
+@dataclass
+class _Budget:
+    """Bytes that may be held at once; what is larger than all of it is let in alone."""
+
+    limit: int
+    _held: int = 0
+    _freed: threading.Condition = field(default_factory=threading.Condition)
+
+    @contextmanager
+    def held(self, amount: int) -> Generator[None]:
+        with self._freed:
+            self._freed.wait_for(lambda: not self._held or self._held + amount <= self.limit)
+            self._held += amount
+        try:
+            yield
+        finally:
+            with self._freed:
+                self._held -= amount
+                self._freed.notify_all()
+
+
+class _Company:
+    """Items under way together, or one of them alone: a lock with many readers, one writer."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._joined = 0
+        self._waiting = 0
+        self._alone = False
+
+    @contextmanager
+    def joined(self) -> Generator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._alone and not self._waiting)
+            self._joined += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._joined -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Generator[None]:
+        with self._changed:
+            self._waiting += 1
+            self._changed.wait_for(lambda: not self._alone and not self._joined)
+            self._waiting -= 1
+            self._alone = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._alone = False
+                self._changed.notify_all()
+
+
+def _outcome(
+    item: Item, futures: dict[str, "Future[Outcome]"], alone: dict[str, Outcome]
+) -> Outcome:
+    return alone[item.item_id] if item.item_id in alone else futures[item.item_id].result()
+
+
+def _said(error: OSError) -> str:
+    return f"{type(error).__name__}: {error}"
