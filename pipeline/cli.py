@@ -1,15 +1,18 @@
 """The commands: what `jobs/*.py` and the console command `remaster` call.
 
-Exit codes: 0 all done · 1 crash · 2 usage or configuration, nothing started · 3 finished, some items
-failed · 5 stopped early, resumable.
+Exit codes: 0 all done · 1 crash · 2 usage or configuration, nothing started · 3 finished, some
+items failed · 5 stopped early, resumable.
 """
 
+import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 from pipeline import config
 from pipeline.errors import ConfigError, FatalError
-from pipeline.report.summary import CRASHED, USAGE
+from pipeline.report.summary import CRASHED, DONE, USAGE
+from pipeline.storage import Store
 
 
 def upscale(arguments: Sequence[str]) -> int:
@@ -22,10 +25,27 @@ def upscale(arguments: Sequence[str]) -> int:
 
 
 def models(arguments: Sequence[str]) -> int:
-    """`jobs/models.py list | fetch [NAME...] | inspect FILE...`. Returns the exit code."""
-    from pipeline.models import command
+    """`jobs/models.py`: the zoo, and what a checkpoint holds. Returns the exit code."""
+    parser = argparse.ArgumentParser("models.py", description=models.__doc__)
+    actions = parser.add_subparsers(dest="action", required=True)
+    actions.add_parser("list", help="the released generators")
+    fetch = actions.add_parser("fetch", help="bring them to this node's cache, verified")
+    fetch.add_argument("name", nargs="+")
+    inspect = actions.add_parser("inspect", help="what a checkpoint file holds")
+    inspect.add_argument("file")
+    asked = parser.parse_args(arguments)
+    from pipeline.models import checkpoints, zoo
 
-    return command.run(arguments)
+    if asked.action == "list":
+        print(zoo.table())
+    elif asked.action == "fetch":
+        for name in asked.name:
+            spec = zoo.resolve(name, store=Store(), models_uri=os.environ.get("REMASTER_MODELS"))
+            print("\n".join(str(path) for path in zoo.materialise(spec, store=Store())))
+    else:
+        found = checkpoints.describe(checkpoints.load(Store().read(asked.file)))
+        print("\n".join(f"{name:16} {value}" for name, value in found.items()))
+    return DONE
 
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"upscale": upscale, "models": models}

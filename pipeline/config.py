@@ -228,11 +228,11 @@ class UpscaleConfig(Section):
         return self.report.uri or f"{self.output.rstrip('/')}/_report"
 
 
-class _Flags(BaseSettings, UpscaleConfig):
+# Both bases declare `model_config`, each with a type of its own.
+class _Flags(BaseSettings, UpscaleConfig):  # pyright: ignore[reportIncompatibleVariableOverride]
     """The same keys, for the command line's parser alone."""
 
-    # Both bases declare `model_config`, each with a type of its own.
-    model_config = SettingsConfigDict(  # pyright: ignore[reportIncompatibleVariableOverride]
+    model_config = SettingsConfigDict(
         extra="forbid",
         cli_prog_name="upscale.py",
         cli_kebab_case=True,

@@ -29,16 +29,14 @@ from pipeline.storage import Store, join
 
 pc: Any = pyarrow.compute  # its functions are made at run time, no checker knows them
 
-_ROWS_PER_FILE = 500_000
-
-
 class Ledger:
     """The report of one output."""
 
-    def __init__(self, store: Store, uri: str) -> None:
-        """uri: the report's folder, which need not exist."""
+    def __init__(self, store: Store, uri: str, *, rows_per_file: int = 500_000) -> None:
+        """uri: the report's folder, which need not exist. rows_per_file: of `outcomes/`."""
         self.uri = uri
         self._store = store
+        self._rows_per_file = rows_per_file
 
     def head(self) -> dict[str, Any]:
         """`latest.json`, empty before the first run."""
@@ -86,9 +84,9 @@ class Ledger:
         so a crash in between leaves rows twice, which the next compaction mends, and none missing.
         """
         view, counted = self._view(self.head().get("compacted", {}))
-        starts = range(0, view.num_rows, _ROWS_PER_FILE)
+        starts = range(0, view.num_rows, self._rows_per_file)
         for number, start in reversed(list(enumerate(starts))):
-            part = _parquet(view.slice(start, _ROWS_PER_FILE))
+            part = _parquet(view.slice(start, self._rows_per_file))
             self.write(f"outcomes/{number:05d}.parquet", part, "application/vnd.apache.parquet")
         self.set_head({**head, "compacted": counted})
         return view

@@ -1,12 +1,12 @@
 """From samples to a file's bytes."""
 
 import io
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import PIL.Image
 
+from pipeline.config import Encode
 from pipeline.errors import EncodeError, TooLargeError
 from pipeline.images.image import Pixels
 
@@ -22,16 +22,6 @@ _MAX_SIDE = {"jpeg": 65_500, "webp": 16_383}
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _TIFF_PREDICTOR, _HORIZONTAL = 317, 2
 _CLASSIC_TIFF_BYTES = 3_500_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How hard the encoders try; the keys of the configuration's section `encode`."""
-
-    png_level: int
-    jpeg_quality: int
-    webp_quality: int
-    webp_lossless: bool
 
 
 def check_size(format: str, width: int, height: int, *, max_pixels: int) -> None:
@@ -57,7 +47,7 @@ def check_size(format: str, width: int, height: int, *, max_pixels: int) -> None
 def encode(
     pixels: Pixels,
     format: str,
-    settings: Settings,
+    settings: Encode,
     *,
     icc_profile: bytes | None = None,
     dpi: tuple[float, float] | None = None,
@@ -101,7 +91,7 @@ def _presentable(pixels: Pixels, format: str) -> tuple[Pixels, tuple[str, ...]]:
     return np.rint(on_white).astype(np.uint8), ("alpha_flattened",)
 
 
-def _options(format: str, settings: Settings, raw_bytes: int) -> dict[str, Any]:
+def _options(format: str, settings: Encode, raw_bytes: int) -> dict[str, Any]:
     if format == "png":
         return {"format": "PNG", "compress_level": settings.png_level}
     if format == "jpeg":

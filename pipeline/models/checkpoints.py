@@ -7,6 +7,7 @@ reader of torch (`weights_only`), and whatever is wrong with a file comes out as
 """
 
 import io
+import os
 import pickle
 import pickletools
 import struct
@@ -387,6 +388,6 @@ def _labels(paths: Sequence[str], prefix: str) -> tuple[str, ...]:
     labels = Counter[str]()
     for path in paths:
         names = path.split(".")
-        shared = next(i for i in range(len(names)) if names[i] != own[i])
+        shared = len(os.path.commonprefix([names, own]))
         labels[".".join(names[: shared + 1])] += 1
     return tuple(f"{label} ({entries})" for label, entries in labels.items())

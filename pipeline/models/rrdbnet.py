@@ -73,10 +73,14 @@ class RRDBNetShape:
 
     @property
     def peak_values(self) -> int:
-        """Values that `forward` holds at once without gradients, per input pixel."""
-        block = 5 * self.features + (10 if self.plus else 8) * self.growth
-        tail = (2 * self.features + 3 * self.out_channels) * prod(self.upsampling) ** 2
-        return -(-max(block, tail) // self.unshuffle**2) + 2 * self.in_channels
+        """Values that `forward` holds at once without gradients, per input pixel.
+
+        In units of the weights' dtype, for half precision; single precision needs a little less.
+        """
+        block = 5 * self.features + 8 * self.growth  # what the last convolution sees comes twice
+        tail = self.features + max(self.features, 3 * self.out_channels)
+        peak = max(block, tail * prod(self.upsampling) ** 2)
+        return -(-peak // self.unshuffle**2) + 3 * self.in_channels
 
     def _reach(self, phase: int) -> int:
         """The radius for one of the output pixels made from the first pixel between the blocks."""

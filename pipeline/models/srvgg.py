@@ -66,7 +66,8 @@ class SRVGGShape:
     def peak_values(self) -> int:
         """Values that `forward` holds at once without gradients, per input pixel.
 
-        The last step is in fp32 and counts twice, for weights of half precision.
+        In units of the weights' dtype, for half precision: the last step is in float32 and counts
+        twice. Single precision needs less.
         """
         result = self.out_channels * self.scale**2
         base = self.in_channels * self.scale**2
@@ -95,9 +96,8 @@ class SRVGGNetCompact(nn.Module):
         Returns float32 (B, out_channels, H * scale, W * scale), not clamped. The convolutions run
         in the dtype of the weights, the sum with the enlarged input in float32.
         """
-        scale = self.shape.scale
-        body = self.body(x_bchw.to(next(self.parameters()).dtype))
-        detail = functional.pixel_shuffle(body, scale).float()
+        scale, dtype = self.shape.scale, next(self.parameters()).dtype
+        detail = functional.pixel_shuffle(self.body(x_bchw.to(dtype)), scale).float()
         return detail.add_(functional.interpolate(x_bchw, scale_factor=float(scale)))
 
 

@@ -1,0 +1,123 @@
+"""Flags win over the file, the file over the default; whatever is wrong is one clear sentence."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import config
+from pipeline.errors import ConfigError
+
+REQUIRED = ["--manifest", "in", "--output", "out"]
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_a_flag_wins_over_the_file_and_the_file_over_the_default(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("manifest: in\noutput: out\nscale: 3\nencode: {jpeg_quality: 80}\nlimit: 7\n")
+    asked = config.parse(["--config", str(file), "--scale", "2.5", "--encode.png-level", "4"])
+    assert (asked.scale, asked.limit) == (2.5, 7)
+    assert (asked.encode.jpeg_quality, asked.encode.png_level) == (80, 4)
+    assert asked.encode.webp_quality == config.Encode().webp_quality
+
+
+@pytest.mark.parametrize("spelling", ["--dry-run", "--dry_run"])
+def test_flags_take_hyphens_and_underscores(spelling):
+    assert config.parse([*REQUIRED, spelling]).dry_run
+
+
+def test_values_keep_their_underscores():
+    asked = config.parse([*REQUIRED, "--columns", "uri=my_uri", "--storage.source.profile=a_b"])
+    assert asked.columns == {"uri": "my_uri"}
+    assert asked.storage.source.profile == "a_b"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], ["manifest is required", "output is required"]),
+        ([*REQUIRED, "--outptu", "x"], ["--outptu"]),
+        ([*REQUIRED, "--precision", "fp99"], ["precision", "fp99", "bf16"]),
+        ([*REQUIRED, "--scale", "2", "--long-side", "3000"], ["scale (2)", "long_side (3000)"]),
+        ([*REQUIRED, "--encode.jpeg-quality", "0"], ["encode.jpeg_quality", "1", "'0'"]),
+        ([*REQUIRED, "--config", "/nowhere.yaml"], ["/nowhere.yaml"]),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_key_and_value(arguments, said):
+    with pytest.raises(ConfigError) as caught:
+        config.parse(arguments)
+    assert all(part in str(caught.value) for part in said)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_key_of_a_file_is_answered_with_the_nearest(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("manifest: in\noutput: out\nencode: {jpeg_qualty: 80}\n")
+    with pytest.raises(ConfigError, match=r"'encode.jpeg_qualty', did you mean 'encode.jpeg_qual"):
+        config.load(str(file), {})
+
+
+def test_help_lists_every_key(capsys):
+    with pytest.raises(SystemExit) as left:
+        config.parse(["--help"])
+    shown = capsys.readouterr().out
+    assert left.value.code == 0
+    keys = [key for key in _keys(config.UpscaleConfig) if not key.endswith("storage.report")]
+    assert [key for key in keys if f"--{key.replace('_', '-')}" not in shown] == []
+
+
+def test_the_reference_holds_every_key_with_its_default():
+    file = ROOT / "configs" / "reference.yaml"
+    assert file.read_text() == config.reference(), "run `make reference`"
+    values = yaml.safe_load(file.read_text())
+    defaults = config.UpscaleConfig(manifest="", output="").model_dump(mode="json")
+    del defaults["config"]
+    assert {**values, "manifest": "", "output": ""} == defaults
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs" / "upscale").glob("*.yaml")), ids=str)
+def test_every_shipped_configuration_loads(file):
+    assert config.load(str(file), {"manifest": "in", "output": "out"}).manifest == "in"
+
+
+def test_saved_configurations_hold_no_secret():
+    options = {"key": "AKIA", "secret": "geheim", "token": "geheim", "anon": False}
+    side = {"options": options, "endpoint": "http://store"}
+    asked = config.load(None, {"manifest": "a", "output": "b", "storage": {"output": side}})
+    saved = config.to_yaml(asked)
+    assert "geheim" not in saved
+    assert "AKIA" not in saved
+    assert "http://store" in saved
+
+
+def test_the_recipe_holds_what_changes_the_result_and_no_default():
+    def made(**values):
+        asked = config.load(None, {"manifest": "a", "output": "b", **values})
+        return config.recipe(asked, model_sha256="ab", model_scale=4, precision="fp32")
+
+    plain = made()
+    assert plain == {"version": 1, "model": "ab", "precision": "fp32"}
+    assert made(scale=4) == made(workers={"in_flight": 2}, limit=3) == plain
+    assert made(scale=2)["scale"] == 2
+    assert made(encode={"jpeg_quality": 80})["encode"] == {"jpeg_quality": 80}
+    assert made(format="jpeg") != plain
+    assert made(long_side=3000)["long_side"] == 3000
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.dictionaries(st.sampled_from("abcdef"), st.integers() | st.text(), min_size=1))
+def test_a_digest_depends_on_the_recipe_and_not_on_its_order(recipe):
+    backwards = dict(reversed(list(recipe.items())))
+    assert config.digest(recipe) == config.digest(backwards)
+    assert config.digest(recipe) != config.digest({**recipe, "z": 1})
+
+
+def _keys(section, prefix=""):
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, config.Section):
+            yield from _keys(inner, f"{prefix}{name}.")
+        else:
+            yield prefix + name
