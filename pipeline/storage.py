@@ -21,6 +21,7 @@ import os
 import pkgutil
 import re
 import stat
+import sys
 import threading
 import time
 import uuid
@@ -29,13 +30,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from glob import has_magic
 from typing import Any
 from urllib.parse import quote
 
+import aiohttp
 import fsspec
 import pyarrow.fs
 from botocore import exceptions as boto
+from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync
 from fsspec.registry import known_implementations
 from fsspec.utils import glob_translate
@@ -48,22 +50,19 @@ STAGING = ".staging"
 _FAMILY = {"local": "file", "s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az", "https": "http"}
 _EXTRA = {"gs": "gcs", "az": "azure"}
 
-# What a driver lets through that is no OSError; named, because only an installed one has them.
-_FAILURES = {
-    "s3": (
-        "botocore.exceptions:BotoCoreError",
-        "botocore.exceptions:ClientError",
-        "botocore.parsers:ResponseParserError",
-        "aiohttp:ClientError",
-    ),
-    "gs": (
-        "gcsfs.retry:HttpError",
-        "google.auth.exceptions:GoogleAuthError",
-        "aiohttp:ClientError",
-    ),
-    "az": ("azure.core.exceptions:AzureError",),
-    "http": ("aiohttp:ClientError",),
-}
+# What drivers let through; those of the optional ones by name, as they may not be installed.
+_FAILURES = (
+    OSError,
+    boto.BotoCoreError,
+    boto.ClientError,
+    ResponseParserError,
+    aiohttp.ClientError,
+)
+_MORE_FAILURES = (
+    "gcsfs.retry:HttpError",
+    "google.auth.exceptions:GoogleAuthError",
+    "azure.core.exceptions:AzureError",
+)
 _MISCONFIGURED = (
     boto.ProfileNotFound,
     boto.ConfigParseError,
@@ -260,10 +259,14 @@ class Store:
             raise ValueError(f"offset {offset} and length {length} must not be negative")
         if length == 0:
             return b""
-        if is_local(uri):
-            data = _read_local(absolute(uri), start, length)
-        else:
-            data = self._read_remote(uri, start, length, version)
+        with _translating(uri):
+            if is_local(uri):
+                data = _read_local(absolute(uri), start, length)
+            elif _is_s3(uri):
+                data = _read_s3(self._filesystem(uri), uri, start, length, version)
+            else:
+                end = None if length is None else start + length
+                data = self._filesystem(uri).cat_file(uri, start=start or None, end=end)
         if (length is not None and len(data) < length) or (start and not data):
             wanted = "more" if length is None else f"{length} bytes"
             text = f"wanted {wanted} from offset {start} on, got {len(data)} bytes"
@@ -272,11 +275,11 @@ class Store:
 
     def stat(self, uri: str) -> Stat:
         """Size, time and version of one file. Raises FileNotFoundError when there is none."""
-        if is_local(uri):
-            return _stat_local(absolute(uri))
-        fs = self._filesystem(uri)
         with _translating(uri):
-            if _family(scheme(uri)) == "s3":
+            if is_local(uri):
+                return _stat_local(absolute(uri))
+            fs = self._filesystem(uri)
+            if _is_s3(uri):
                 bucket, key = _bucket_and_key(fs, uri)
                 head = fs.call_s3("head_object", Bucket=bucket, Key=key)
                 return _stat_remote(uri, {**head, "size": head["ContentLength"]})
@@ -314,16 +317,19 @@ class Store:
                 yield self.stat(uri)
                 return
         where = absolute(uri)
-        if not has_magic(where):
-            yield from self._walk(where, "", deep=True)
-            return
-        literal = where[: next(i for i, char in enumerate(where) if char in "*?[")]
+        literal, wanted, deep = f"{where}/", re.compile(""), True
+        if magic := re.search(r"[*?[]", where):
+            literal, wanted = where[: magic.start()], re.compile(glob_translate(where))
+            deep = "/" in where[magic.start() :] or "**" in where
         root, _, prefix = literal.rpartition("/")
-        wanted = re.compile(glob_translate(where))
-        deep = "/" in where[len(literal) :] or "**" in where
-        for found in self._walk(root, prefix, deep=deep):
-            if wanted.match(found.uri):
-                yield found
+        with _translating(uri):
+            if is_local(uri):
+                files = _walk_local(root or "/", deep=deep)
+            elif _is_s3(uri):
+                files = _walk_s3(self._filesystem(uri), root, prefix, deep=deep)
+            else:
+                files = _walk_fsspec(self._filesystem(uri), root, deep=deep)
+            yield from (found for found in files if wanted.match(found.uri))
 
     def publish(
         self,
@@ -339,18 +345,18 @@ class Store:
         is completed at its end and aborted on an error. `content_type` and `metadata` (ASCII;
         other characters are percent-encoded) go along where the store keeps such.
         """
-        if is_local(uri):
-            path = absolute(uri)
-            staging = self._staging or os.path.join(os.path.dirname(path), STAGING)
-            self._staged_in.add(staging)
-            _publish_local(path, data, staging)
-            return
-        fs = self._filesystem(uri)
-        labels = _labels(_family(scheme(uri)), content_type, metadata or {})
         with _translating(uri):
-            if _family(scheme(uri)) == "s3":
-                target = "/".join(_bucket_and_key(fs, uri))
-                fs.pipe_file(target, bytes(data), chunksize=self._part_bytes, **labels)
+            if is_local(uri):
+                path = absolute(uri)
+                staging = self._staging or os.path.join(os.path.dirname(path), STAGING)
+                self._staged_in.add(staging)
+                _publish_local(path, data, staging)
+                return
+            fs = self._filesystem(uri)
+            labels = _labels(_family(scheme(uri)), content_type, metadata or {})
+            if _is_s3(uri):
+                labels["chunksize"] = self._part_bytes
+                fs.pipe_file("/".join(_bucket_and_key(fs, uri)), bytes(data), **labels)
             else:
                 fs.pipe_file(uri, bytes(data), **labels)
 
@@ -390,40 +396,6 @@ class Store:
             if name not in self._filesystems:
                 self._filesystems[name] = _connect(name, self._options, uri)
             return self._filesystems[name]
-
-    def _read_remote(self, uri: str, start: int, length: int | None, version: str | None) -> bytes:
-        fs = self._filesystem(uri)
-        end = None if length is None else start + length
-        if _family(scheme(uri)) != "s3":
-            with _translating(uri):
-                return fs.cat_file(uri, start=start or None, end=end)
-        bucket, key = _bucket_and_key(fs, uri)
-        request = {"Bucket": bucket, "Key": key}
-        if start or end is not None:
-            request["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
-        asked = _ETAG.fullmatch(version or "")
-        if asked:
-            request["IfMatch"] = f'"{asked[1]}"'
-        with _translating(uri):
-            data, etag = _get(fs, request)
-        if asked and etag != asked[1]:  # the store ignores If-Match, as rclone does
-            text = f"wanted version {asked[1]}, the store has {etag}"
-            raise SourceChangedError(errno.ESTALE, text, redact(uri))
-        return data
-
-    def _walk(self, root: str, prefix: str, *, deep: bool) -> Iterator[Stat]:
-        """Files in the folder `root` whose path in it starts with `prefix`, by their URIs."""
-        if is_local(root):
-            for found in _walk_local(root or "/", deep=deep):
-                if found.uri.startswith(prefix, len(root) + 1):
-                    yield found
-            return
-        fs = self._filesystem(root)
-        with _translating(root):
-            if _family(scheme(root)) == "s3":
-                yield from _walk_s3(fs, root, prefix, deep=deep)
-            else:
-                yield from _walk_fsspec(fs, root, deep=deep)
 
 
 # -------------------------------------------------------------------------------------- local
@@ -527,6 +499,10 @@ def _connect(name: str, options: Mapping[str, Any], uri: str) -> Any:
     return fs
 
 
+def _is_s3(uri: str) -> bool:
+    return _family(scheme(uri)) == "s3"
+
+
 def _bucket_and_key(fs: Any, uri: str) -> tuple[str, str]:
     if "?versionId=" in uri:  # s3fs would silently use the key before it
         raise ConfigError(f"{redact(uri)}: a version belongs into the manifest's version column")
@@ -536,24 +512,45 @@ def _bucket_and_key(fs: Any, uri: str) -> tuple[str, str]:
     return bucket, key
 
 
+def _read_s3(fs: Any, uri: str, start: int, length: int | None, version: str | None) -> bytes:
+    bucket, key = _bucket_and_key(fs, uri)
+    request = {"Bucket": bucket, "Key": key}
+    if start or length is not None:
+        request["Range"] = f"bytes={start}-{'' if length is None else start + length - 1}"
+    asked = _ETAG.fullmatch(version or "")
+    if asked:
+        request["IfMatch"] = f'"{asked[1]}"'
+    data, etag = _get(fs, request)
+    if asked and etag != asked[1]:  # the store ignores If-Match, as rclone does
+        text = f"wanted version {asked[1]}, the store has {etag}"
+        raise SourceChangedError(errno.ESTALE, text, redact(uri))
+    return data
+
+
 def _get(fs: Any, request: Mapping[str, str]) -> tuple[bytes, str]:
-    """Body and ETag of one GET. botocore's retries end at the headers: a body that breaks off is
-    asked for again here."""
+    """Body and ETag of one GET. botocore's retries end with the headers: a body that breaks off
+    is asked for again here."""
     attempt = 1
     while True:
         response = fs.call_s3("get_object", **request)
         try:
-            body: Any = sync(fs.loop, response["Body"].read)
+            body: Any = sync(fs.loop, _drain, response["Body"])
             return body, response["ETag"].strip('"')
-        except (OSError, *_failures("s3")):
+        except _FAILURES:
             if attempt == _GET_ATTEMPTS:
                 raise
-        time.sleep(attempt)
+        time.sleep(attempt / 2)
         attempt += 1
 
 
+async def _drain(body: Any) -> bytes:
+    try:
+        return await body.read()
+    finally:
+        body.close()
+
+
 def _walk_s3(fs: Any, root: str, prefix: str, *, deep: bool) -> Iterator[Stat]:
-    # A bucket of the listing is one URI segment, or an ARN of several: everything before the key.
     bucket, folder, _ = fs.split_path(root)
     base = root[: len(root) - len(folder)].rstrip("/")
     request = {"Bucket": bucket, "Prefix": f"{folder}/{prefix}".lstrip("/")}
@@ -611,8 +608,9 @@ def _labels(family: str, content_type: str | None, metadata: Mapping[str, str]) 
 # ------------------------------------------------------------------------------------- errors
 
 
-def _failures(family: str) -> tuple[type[Exception], ...]:
-    return tuple(pkgutil.resolve_name(name) for name in _FAILURES.get(family, ()))
+def _loaded_failures() -> tuple[type[Exception], ...]:
+    loaded = [name for name in _MORE_FAILURES if name.partition(":")[0] in sys.modules]
+    return tuple(map(pkgutil.resolve_name, loaded))
 
 
 @contextmanager
@@ -620,7 +618,9 @@ def _translating(uri: str) -> Generator[None]:
     """Turn what the driver of `uri` raises into the errors at the top of this module."""
     try:
         yield
-    except (OSError, *_failures(_family(scheme(uri)))) as error:
+    except (*_FAILURES, *_loaded_failures()) as error:
+        if getattr(error, "filename", None):
+            raise  # the operating system's, or translated already: it names its place
         raise _translated(redact(uri), error) from error
 
 

@@ -154,10 +154,10 @@ def test_a_damaged_report_is_an_error_that_names_the_file(tmp_path):
     ledger = Ledger(Store(), str(tmp_path))
     ledger.commit("run", 0, table([]))
     (tmp_path / "log/run/000000.parquet").write_bytes(b"PAR1 half")
-    with pytest.raises(FatalError, match="000000.parquet is damaged"):
+    with pytest.raises(FatalError, match=r"000000\.parquet is damaged"):
         ledger.latest()
     (tmp_path / "latest.json").write_text("{")
-    with pytest.raises(FatalError, match="latest.json is damaged"):
+    with pytest.raises(FatalError, match=r"latest\.json is damaged"):
         ledger.head()
 
 

@@ -115,7 +115,8 @@ def test_an_output_of_an_earlier_night_is_not_taken_by_another_key():
 
 
 @pytest.mark.parametrize(
-    "key", ["../a.png", "a/../b.png", "/a.png", "C:/a.png", "a\\b.png", "a//b.png", "a\n.png", "./a"]
+    "key",
+    ["../a.png", "a/../b.png", "/a.png", "C:/a.png", "a\\b.png", "a//b.png", "a\n.png", "./a"],
 )
 def test_keys_that_would_leave_the_output_are_refused(key):
     with pytest.raises(ConfigError, match="no plain relative path"):
@@ -123,12 +124,12 @@ def test_keys_that_would_leave_the_output_are_refused(key):
 
 
 def test_nothing_is_written_into_the_report_or_over_its_source():
+    inside = items({"uri": "s3://b/x.png", "key": "_report/log/x.png"})
     with pytest.raises(ConfigError, match="lies in the report"):
-        table = items({"uri": "s3://b/x.png", "key": "_report/log/x.png"})
-        plan.refuse(table, NOTHING, report="s3://out/up/_report")
+        plan.refuse(inside, NOTHING, report="s3://out/up/_report")
+    itself = items({"uri": "s3://out/up/x.png", "key": "x.png"})
     with pytest.raises(ConfigError, match="written over by its own result"):
-        table = items({"uri": "s3://out/up/x.png", "key": "x.png"})
-        plan.refuse(table, NOTHING, report="s3://out/up/_report")
+        plan.refuse(itself, NOTHING, report="s3://out/up/_report")
 
 
 def test_done_items_are_not_done_again_and_changed_ones_are():

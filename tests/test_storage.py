@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import fsspec
+import fsspec.asyn
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet
@@ -154,7 +154,10 @@ def test_a_folder_is_listed_in_order(place: Place) -> None:
     assert _uris(store, f"{place.root}/b") == [f"{place.root}/b/c d", f"{place.root}/b/c/d/e"]
     assert _uris(store, f"{place.root}/a/") == [f"{place.root}/a/1"]
     for found in store.list(place.root):
-        assert found == store.stat(found.uri)
+        one = store.stat(found.uri)
+        assert (found.uri, found.size, found.version) == (one.uri, one.size, one.version)
+        # rclone rounds a time in listings and cuts it off in headers.
+        assert found.mtime == pytest.approx(one.mtime, abs=1)
         assert found.size == len(found.uri.removeprefix(place.root + "/").encode())
         assert found.mtime is not None
         assert abs(found.mtime - time.time()) < 300
@@ -213,9 +216,9 @@ def test_many_threads_publish_at_once(place: Place) -> None:
 
     def publish(thread: int) -> None:
         start.wait()
+        store.publish(f"{place.root}/shared", b"%d" % thread * 1000)
         for i in range(20):
             store.publish(f"{place.root}/{thread}/{i}", f"{thread} {i}".encode())
-            store.publish(f"{place.root}/shared", b"%d" % thread * 1000)
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(publish, range(8)))
@@ -408,7 +411,7 @@ def test_rclone_ignores_conditions(rclone: S3Server, buckets: dict[str, str]) ->
     client = fsspec.filesystem("s3", skip_instance_cache=True, **place.options)
     bucket, key, _ = client.split_path(f"{place.root}/file")
     answer = client.call_s3("get_object", Bucket=bucket, Key=key, IfMatch=f'"{"0" * 32}"')
-    assert answer["ResponseMetadata"]["HTTPStatusCode"] == 200
+    assert fsspec.asyn.sync(client.loop, answer["Body"].read) == b"data"
 
 
 @pytest.mark.parametrize("size", [7, 12 * MIB], ids=["one PUT", "multipart"])

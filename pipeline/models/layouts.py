@@ -21,7 +21,7 @@ Shape = RRDBNetShape | SRVGGShape
 Generator = RRDBNet | SRVGGNetCompact
 Sizes = Mapping[str, tuple[int, ...]]
 
-_SHAPES: dict[str, type[Shape]] = {"RRDBNet": RRDBNetShape, "SRVGGNetCompact": SRVGGShape}
+ARCHITECTURES: dict[str, type[Shape]] = {"RRDBNet": RRDBNetShape, "SRVGGNetCompact": SRVGGShape}
 _COMPACT = "Real-ESRGAN compact"
 _PICTURE_CHANNELS = (1, 3, 4)
 _SHOWN = 3  # names that an error message lists
@@ -103,7 +103,7 @@ def build_empty(shape: Shape) -> Generator:
 
 def shape_to_dict(shape: Shape) -> dict[str, Any]:
     """Architecture, hyper-parameters and scale, in types that YAML and JSON have."""
-    name = next(name for name, kind in _SHAPES.items() if isinstance(shape, kind))
+    name = next(name for name, kind in ARCHITECTURES.items() if isinstance(shape, kind))
     plain = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(shape).items()}
     return {"architecture": name, **plain, "scale": shape.scale}
 
@@ -115,8 +115,8 @@ def shape_from_dict(values: Mapping[str, Any]) -> Shape:
     """
     stated = check_stated(values)
     if "architecture" not in stated:
-        raise ConfigError(f"architecture is missing: {' or '.join(_SHAPES)}")
-    kind = _SHAPES[stated["architecture"]]
+        raise ConfigError(f"architecture is missing: {' or '.join(ARCHITECTURES)}")
+    kind = ARCHITECTURES[stated["architecture"]]
     named = {f.name: stated[f.name] for f in fields(kind) if f.name in stated}
     for name, value in named.items():
         wanted = type(getattr(kind(), name))
@@ -136,15 +136,15 @@ def check_stated(stated: Mapping[str, Any]) -> dict[str, Any]:
     Raises ConfigError for an unknown architecture, and for hyper-parameters that it has not.
     """
     plain = dict(stated)
-    kinds = list(_SHAPES.values())
+    kinds = list(ARCHITECTURES.values())
     if "architecture" in plain:
-        known = {name.lower(): name for name in _SHAPES}
+        known = {name.lower(): name for name in ARCHITECTURES}
         name = known.get(str(plain["architecture"]).lower())
         if name is None:
             raise ConfigError(
-                f"architecture {plain['architecture']!r} is none of {', '.join(_SHAPES)}"
+                f"architecture {plain['architecture']!r} is none of {', '.join(ARCHITECTURES)}"
             )
-        plain["architecture"], kinds = name, [_SHAPES[name]]
+        plain["architecture"], kinds = name, [ARCHITECTURES[name]]
     allowed = {"architecture", "scale"}.union(f.name for kind in kinds for f in fields(kind))
     unknown = sorted(map(str, plain.keys() - allowed))
     if unknown:
@@ -165,7 +165,7 @@ def match(sizes: Sizes, stated: Mapping[str, Any] | None = None) -> Match:
     """
     layout = next((name for name, probe in PROBES.items() if probe in sizes), None)
     if layout is None:
-        raise ConfigError(f"no {' or '.join(_SHAPES)} in it, but {summary(sizes)}")
+        raise ConfigError(f"no {' or '.join(ARCHITECTURES)} in it, but {summary(sizes)}")
     shapes = _compact_shapes(sizes) if layout == _COMPACT else _rrdb_shapes(sizes, layout)
     shape = _choose(shapes, check_stated(stated or {}))
     expected = {n: tuple(p.shape) for n, p in build_empty(shape).named_parameters()}

@@ -118,9 +118,7 @@ def test_alpha_is_a_picture_of_its_own_and_opaque_stays_opaque(channels):
 @pytest.mark.parametrize("channels", [1, 4])
 @pytest.mark.parametrize("picture", [1, 2, 3, 4])
 def test_networks_of_one_and_four_channels_take_every_picture(channels, picture):
-    shape = SRVGGShape(
-        in_channels=channels, out_channels=channels, features=8, convs=1, scale=2
-    )
+    shape = SRVGGShape(in_channels=channels, out_channels=channels, features=8, convs=1, scale=2)
     upscaler = Upscaler(network(shape), device="cpu", precision="fp32")
     assert upscaler(noise(5, 6, picture)).pixels.shape == (10, 12, picture)
 

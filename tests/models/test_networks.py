@@ -60,7 +60,9 @@ def seeded(shape: layouts.Shape, seed: int = 0) -> RRDBNet | SRVGGNetCompact:
 
 
 def picture(shape: layouts.Shape, height: int = 8, width: int = 12) -> Tensor:
-    return torch.rand(2, shape.in_channels, height, width, generator=torch.Generator().manual_seed(1))
+    return torch.rand(
+        2, shape.in_channels, height, width, generator=torch.Generator().manual_seed(1)
+    )
 
 
 # --------------------------------------------------------------- the papers, read a second time

@@ -1,0 +1,46 @@
+# make env    .venv with the project in it, editable
+# make demo   upscales sample pictures on a local Ray
+# make test   formatting, lint, types and all tests
+PYTHON ?= python3
+# For torch without CUDA: make env PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PIP_ARGS ?=
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt
+
+.PHONY: env demo test check s3-server reference clean
+
+env: .venv/.env
+.venv/.env: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(INSTALL) --editable .
+	touch $@
+
+.venv/.test: .venv/.env
+	$(INSTALL) --editable '.[test]'
+	touch $@
+
+demo: env
+	$(BIN)/python -m pipeline.samples demo/pictures
+	$(BIN)/python jobs/upscale.py --manifest demo/pictures --output demo/upscaled
+
+test: check s3-server
+	$(BIN)/python -m pytest
+
+check: .venv/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+# An S3 server for the tests: OpenStack Swift, in an environment of its own.
+s3-server: .venv-swift/.installed
+.venv-swift/.installed:
+	$(PYTHON) -m venv .venv-swift
+	.venv-swift/bin/python -m pip install --quiet $(PIP_ARGS) swift==2.38.3
+	touch $@
+
+reference: env
+	$(BIN)/python -c "from pipeline import config; print(config.reference(), end='')" \
+		> configs/reference.yaml
+
+clean:
+	rm -rf .venv .venv-swift demo

@@ -1,0 +1,181 @@
+"""Runs of the real commands on small real inputs, for the end-to-end tests."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pyarrow.parquet
+import pytest
+import torch
+
+from pipeline.models.srvgg import SRVGGNetCompact, SRVGGShape
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+
+
+@dataclass
+class Runs:
+    """Starts `jobs/upscale.py` with a Ray of its own, below `folder`."""
+
+    folder: Path
+    model: Path
+    ray: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def command(self, *arguments):
+        small = ["--model", str(self.model), "--device", "cpu", "--report.commit-s", "0.5"]
+        return [sys.executable, str(ROOT / "jobs" / "upscale.py"), *small, *map(str, arguments)]
+
+    def env(self):
+        """Without whatever Ray or stores the surroundings know of."""
+        ours = ("RAY_", "AWS_", "REMASTER_")
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        return clean | {
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_TMPDIR": str(self.ray),
+            **self.environment,
+        }
+
+    def start(self, *arguments, **options):
+        """The running command, in a process group of its own."""
+        return subprocess.Popen(
+            self.command(*arguments),
+            env=self.env(),
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            **options,
+        )
+
+    def upscale(self, *arguments, code=0):
+        """Runs to the end, checks the exit code, returns what was printed."""
+        process = self.start(*arguments)
+        said, _ = process.communicate(timeout=400)
+        assert process.returncode == code, said
+        return said
+
+
+@pytest.fixture
+def runs(tmp_path, small_model):
+    ray = Path(tempfile.mkdtemp(prefix="ray"))  # short: sockets have names of 107 bytes at most
+    yield Runs(tmp_path, small_model, ray)
+    end_ray(ray)
+    shutil.rmtree(ray, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory):
+    """A seeded network of 8 features and 2 convolutions, x2, in a checkpoint."""
+    torch.manual_seed(0)
+    net = SRVGGNetCompact(SRVGGShape(features=8, convs=2, scale=2))
+    path = tmp_path_factory.mktemp("model") / "small-x2.pth"
+    torch.save({"params": net.state_dict()}, path)
+    return path
+
+
+def picture(number, width=32, height=24):
+    """A small picture unlike all others."""
+    rng = np.random.default_rng(number)
+    smooth = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return PIL.Image.fromarray(smooth).resize((width, height), PIL.Image.Resampling.BICUBIC)
+
+
+def pictures(folder, count, start=0):
+    """So many PNG files; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"p{number:03d}.png" for number in range(start, start + count)]
+    for number, path in enumerate(paths, start):
+        picture(number).save(path)
+    return paths
+
+
+def report(output):
+    """The report's rows by key, each key once."""
+    rows = pyarrow.parquet.read_table(Path(output) / "_report" / "outcomes").to_pylist()
+    assert len({row["key"] for row in rows}) == len(rows)
+    return {row["key"]: row for row in rows}
+
+
+def summary(output):
+    """`summary.json` of the last run."""
+    head = json.loads((Path(output) / "_report" / "latest.json").read_text())
+    path = Path(output) / "_report" / "runs" / head["last_run"] / "summary.json"
+    return json.loads(path.read_text())
+
+
+def accounted(made):
+    """Whether the manifest equals the report's rows plus the counted remainder."""
+    parts = ("duplicates", "not_sampled", "done_before", "failed_before")
+    parts += ("done", "failed", "skipped", "not_started")
+    return made["manifest"] == sum(made[part] for part in parts)
+
+
+def results(output):
+    """sha256 of every published file, by its path below the output."""
+    root = Path(output)
+    files = [path for path in root.rglob("*") if path.is_file() and "_report" not in path.parts]
+    return {str(path.relative_to(root)): sha256(path.read_bytes()) for path in files}
+
+
+def sha256(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def temporary(output):
+    """What a run should not leave."""
+    return [str(path) for path in Path(output).rglob("*") if ".staging" in path.parts]
+
+
+def processes(ray, part):
+    """Pids of processes of this Ray whose command line holds `part`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            environment = (entry / "environ").read_bytes()
+        except (OSError, UnicodeDecodeError):
+            continue
+        if part in command and str(ray).encode() in environment:
+            found.append(int(entry.name))
+    return found
+
+
+def end_ray(ray):
+    """Ends what a killed driver left of its Ray."""
+    for _ in range(50):
+        pids = processes(ray, "ray")
+        if not pids:
+            return
+        for pid in pids:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        time.sleep(0.1)
+
+
+def wait_for(condition, seconds=120):
+    """Polls until the condition holds; its value."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"not within {seconds} s")

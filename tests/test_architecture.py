@@ -1,0 +1,89 @@
+"""Who may import whom, as the design says; and what a module may not be called."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = sorted((ROOT / "pipeline").rglob("*.py"))
+
+# Top-level packages, and the modules (or folders) below pipeline/ that may import them.
+ONLY_IN = {
+    "ray": {"flow", "cluster"},
+    "torch": {"engine", "models", "worker"},
+    "safetensors": {"models"},
+    "PIL": {"images", "samples"},
+    "fsspec": {"storage"},
+    "botocore": {"storage"},
+    "pydantic": {"config"},
+    "pydantic_settings": {"config"},
+}
+# Pure modules: nothing of ours but these.
+PURE = {
+    "errors": set(),
+    "records": set(),
+    "engine/sweep": set(),
+    "plan": {"errors", "records"},
+    "attempts": set(),
+    "storage": {"errors"},
+    "images/image": set(),
+    "images/decode": {"errors", "images"},
+    "report/summary": set(),
+}
+
+
+def name_of(path):
+    return path.relative_to(ROOT / "pipeline").with_suffix("").as_posix()
+
+
+def imports(path):
+    """Full names of everything imported anywhere in a file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def allowed(path, places):
+    name = name_of(path)
+    return name in places or name.split("/")[0] in places
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_libraries_are_imported_only_where_they_belong(path):
+    found = {full.split(".")[0] for full in imports(path)}
+    astray = [
+        name for name, places in ONLY_IN.items() if name in found and not allowed(path, places)
+    ]
+    assert astray == []
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_pure_modules_know_only_what_is_below_them(name):
+    path = ROOT / "pipeline" / f"{name}.py"
+    ours = {full.split(".")[1] for full in imports(path) if full.startswith("pipeline.")}
+    assert ours - PURE[name] == set()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_names_say_what_a_module_does(path):
+    name = path.stem
+    assert name not in {"utils", "common", "base", "core", "helpers", "misc"}
+    assert name.startswith("__") or name not in sys.stdlib_module_names
+
+
+def test_the_package_list_is_complete():
+    listed = (ROOT / "pyproject.toml").read_text()
+    for folder in {path.parent for path in MODULES}:
+        package = folder.relative_to(ROOT).as_posix().replace("/", ".")
+        assert f'"{package}",' in listed
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.py")), ids=lambda path: path.name)
+def test_jobs_are_short_and_executable(path):
+    assert len(path.read_text().splitlines()) <= 60
+    assert path.stat().st_mode & 0o111
+    assert path.read_text().startswith("#!/usr/bin/env python3\n")

@@ -1,0 +1,172 @@
+"""Faults: what dies costs nothing but time, and what cannot live costs one row."""
+
+import os
+import signal
+import textwrap
+
+import pytest
+from running import (
+    accounted,
+    pictures,
+    processes,
+    report,
+    results,
+    summary,
+    temporary,
+    wait_for,
+)
+
+COUNT = 200
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Cache of the results of an undisturbed run, by the name of its inputs."""
+    return {}
+
+
+def committed(output):
+    """Fragments that the report holds so far."""
+    return list((output / "_report" / "log").glob("*/*.parquet"))
+
+
+def slow(runs):
+    """A source that takes a moment for each picture, so that there is a half way."""
+    plugin(
+        runs,
+        """
+        time.sleep(0.1)
+        """,
+    )
+
+
+def plugin(runs, body):
+    """A file system `odd://`, as anyone may install one: local files, and `body` at each read."""
+    folder = runs.folder / "plugin"
+    info = folder / "oddfs-1.0.dist-info"
+    info.mkdir(parents=True, exist_ok=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: oddfs\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[fsspec.specs]\nodd = oddfs:OddFileSystem\n")
+    code = """
+    import os, signal, time
+    from fsspec import AbstractFileSystem
+
+
+    class OddFileSystem(AbstractFileSystem):
+        protocol = "odd"
+
+        def info(self, path, **kwargs):
+            local = "/" + self._strip_protocol(path).lstrip("/")
+            return {"name": path, "size": os.path.getsize(local), "type": "file"}
+
+        def cat_file(self, path, start=None, end=None, **kwargs):
+            local = "/" + self._strip_protocol(path).lstrip("/")
+            with open(local, "rb") as file:
+                data = file.read()
+    """
+    inner = textwrap.indent(textwrap.dedent(body).strip(), " " * 8)
+    text = textwrap.dedent(code).rstrip() + "\n" + inner + "\n        return data[start:end]\n"
+    (folder / "oddfs.py").write_text(text)
+    runs.environment["PYTHONPATH"] = str(folder)
+
+
+def odd_manifest(runs, paths):
+    manifest = runs.folder / "manifest.csv"
+    lines = ["uri,key", *(f"odd://{path},{path.name}" for path in paths)]
+    manifest.write_text("\n".join(lines))
+    return manifest
+
+
+def check_exact(runs, output, paths):
+    """Every input once and done, and every result as an undisturbed run makes it."""
+    rows = report(output)
+    assert sorted(rows) == sorted(path.name for path in paths)
+    assert {row["status"] for row in rows.values()} == {"done"}
+    assert results(output) == {key: row["output_sha256"] for key, row in rows.items()}
+    assert temporary(output) == []
+    clean = runs.folder / "clean"
+    runs.environment.pop("PYTHONPATH", None)
+    runs.upscale("--manifest", paths[0].parent, "--output", clean)
+    assert results(output) == results(clean)
+
+
+def test_a_killed_driver_loses_nothing_and_repeats_nothing_that_was_done(runs):
+    paths, output = pictures(runs.folder / "in", COUNT), runs.folder / "out"
+    slow(runs)
+    asked = ("--manifest", odd_manifest(runs, paths), "--output", output)
+    process = runs.start(*asked)
+    wait_for(lambda: len(committed(output)) >= 2 or process.poll() is not None)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    done = {file: file.read_bytes() for file in committed(output)}
+    assert done
+    assert process.returncode == -signal.SIGKILL
+
+    runs.upscale(*asked)
+    made = summary(output)
+    assert made["done_before"] > 0
+    assert made["done"] > 0
+    assert made["done_before"] + made["done"] == COUNT
+    assert accounted(made)
+    first_run = next(iter(done)).parent.name
+    rows = report(output).values()
+    assert sum(row["run_id"] == first_run for row in rows) == made["done_before"]
+    check_exact(runs, output, paths)
+
+
+def test_a_stopped_run_keeps_what_it_has_and_goes_on_later(runs):
+    paths, output = pictures(runs.folder / "in", COUNT), runs.folder / "out"
+    slow(runs)
+    asked = ("--manifest", odd_manifest(runs, paths), "--output", output)
+    process = runs.start(*asked)
+    wait_for(lambda: committed(output) or process.poll() is not None)
+    process.terminate()
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 5, said
+    made = summary(output)
+    assert 0 < made["done"] < COUNT
+    assert made["not_started"] == COUNT - made["done"]
+    assert accounted(made)
+    assert len(report(output)) == made["done"]
+    assert temporary(output) == []
+    runs.upscale(*asked)
+    assert summary(output)["done_before"] == made["done"]
+    check_exact(runs, output, paths)
+
+
+def test_a_killed_worker_costs_nothing(runs):
+    paths, output = pictures(runs.folder / "in", COUNT), runs.folder / "out"
+    slow(runs)
+    asked = ("--manifest", odd_manifest(runs, paths), "--output", output)
+    process = runs.start(*asked)
+    wait_for(lambda: committed(output) or process.poll() is not None)
+    (pid, *_) = wait_for(lambda: processes(runs.ray, "MapWorker"))
+    os.kill(pid, signal.SIGKILL)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert len({row["worker"] for row in report(output).values()}) == 2
+    check_exact(runs, output, paths)
+
+
+def test_inputs_that_kill_their_worker_cost_a_row_each_and_end(runs):
+    paths, output = pictures(runs.folder / "in", 40), runs.folder / "out"
+    for path in (paths[4], paths[5], paths[30]):
+        path.write_bytes(path.read_bytes() + b"POISON")
+    plugin(
+        runs,
+        """
+        if data.endswith(b"POISON"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        """,
+    )
+    asked = ("--manifest", odd_manifest(runs, paths), "--output", output)
+    runs.upscale(*asked, code=3)
+    rows = report(output)
+    assert len(rows) == 40
+    crashed = {key: row for key, row in rows.items() if row["status"] == "failed"}
+    assert sorted(crashed) == ["p004.png", "p005.png", "p030.png"]
+    for row in crashed.values():
+        assert (row["error_code"], row["error_class"]) == ("worker_crash", "transient")
+        assert "workers.max_crashes" in row["error_message"]
+    assert sum(row["status"] == "done" for row in rows.values()) == 37
+    assert temporary(output) == []
