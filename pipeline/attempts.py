@@ -1,4 +1,4 @@
-"""How often an item took its worker down: kept outside the workers, in an actor on the driver's node.
+"""How often an item took its worker down: counted in an actor on the driver's node.
 
 A worker begins an item here before it touches a byte of it, and ends it whatever became of it; what
 was begun and never ended was under way when its worker died. With several items under way the

@@ -41,7 +41,9 @@ def models(arguments: Sequence[str]) -> int:
     elif asked.action == "fetch":
         for name in asked.name:
             spec = zoo.resolve(name, store=Store(), models_uri=os.environ.get("REMASTER_MODELS"))
-            print("\n".join(str(path) for path in zoo.materialise(spec, store=Store())))
+            cache = zoo.default_cache_dir()
+            paths = zoo.materialise(spec, store=Store(), cache_dir=cache)
+            print("\n".join(map(str, paths)))
     else:
         found = checkpoints.describe(checkpoints.load(Store().read(asked.file)))
         print("\n".join(f"{name:16} {value}" for name, value in found.items()))

@@ -9,12 +9,13 @@ from typing import Any, cast
 
 import ray
 
-import pipeline
 from pipeline.config import Workers
 from pipeline.errors import ConfigError
 
 # A run's rows are tiny; the default would reserve a third of the memory.
 _LOCAL_STORE_BYTES = 256 * 2**20
+# Where this package lies; workers need not have it installed.
+_ROOT = Path(__file__).resolve().parent.parent
 # Set by Ray in the environment of a submitted job's driver.
 _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
@@ -50,13 +51,17 @@ def connect() -> Cluster:
     """Joins the cluster that Ray's own settings name, else starts a local one."""
     # Ray reports a harmless detail of every actor pool at its highest level (ray#53727).
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    if not ray.is_initialized():
-        quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
-        try:
-            ray.init(address="auto", runtime_env=_our_code(), **quiet)
-        except ConnectionError:
-            ray.init(include_dashboard=False, object_store_memory=_LOCAL_STORE_BYTES, **quiet)
-            return _survey(local=True)
+    if ray.is_initialized():
+        return _survey(local=False)
+    # What workers print stays in Ray's logs; what they raise comes to the driver.
+    quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
+    try:
+        ray.init(address="auto", runtime_env=_our_code(), **quiet)
+    except ConnectionError:
+        inherited = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_ROOT), inherited]))
+        ray.init(include_dashboard=False, object_store_memory=_LOCAL_STORE_BYTES, **quiet)
+        return _survey(local=True)
     return _survey(local=False)
 
 
@@ -89,7 +94,7 @@ def _our_code() -> dict[str, Any] | None:
     """Brings this package to a cluster that we were not submitted to as a job."""
     if os.environ.get(_SUBMITTED):
         return None
-    return {"py_modules": [str(Path(pipeline.__file__).parent)]}
+    return {"py_modules": [str(_ROOT / "pipeline")]}
 
 
 def _survey(*, local: bool) -> Cluster:

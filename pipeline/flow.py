@@ -96,7 +96,9 @@ def run(config: UpscaleConfig) -> int:
     if config.dry_run:
         return summary.DONE
     if work.left.todo.num_rows:
-        zoo.materialise(session.model, store=session.model_store)  # what cannot be had ends here
+        # Weights that cannot be had end the run here, before anything is started.
+        cache = zoo.default_cache_dir()
+        zoo.materialise(session.model, store=session.model_store, cache_dir=cache)
     session.open_report()
     result = _carry_out(session, work.left.todo)
     made = _summarise(session, work, result, time.monotonic() - started)
@@ -208,7 +210,7 @@ def _set_context(config: UpscaleConfig) -> None:
     context.print_on_execution_start = False
     for handler in logging.getLogger("ray.data").handlers:
         if not hasattr(handler, "baseFilename") and isinstance(handler, logging.StreamHandler):
-            handler.setLevel(logging.ERROR)
+            handler.setLevel(logging.CRITICAL)
 
 
 def _job(session: Session, crew: Fleet) -> Job:

@@ -29,6 +29,7 @@ from pipeline.storage import Store, join
 
 pc: Any = pyarrow.compute  # its functions are made at run time, no checker knows them
 
+
 class Ledger:
     """The report of one output."""
 

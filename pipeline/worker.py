@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -34,7 +34,8 @@ from pipeline.errors import (
 from pipeline.images.decode import decode
 from pipeline.images.encode import CONTENT_TYPES, check_size, encode
 from pipeline.images.image import Image, Pixels
-from pipeline.models.zoo import ModelSpec, load_generator
+from pipeline.models import zoo
+from pipeline.models.zoo import ModelSpec
 from pipeline.plan import FORMATS
 from pipeline.records import MESSAGE_LIMIT, Item, Outcome, to_table
 from pipeline.storage import SourceChangedError, Store, redact
@@ -81,7 +82,8 @@ class Worker:
         cores = len(os.sched_getaffinity(0))
         # Ray gives actors that ask for no CPU one thread; what the device does is theirs to say.
         torch.set_num_threads(job.threads or max(1, cores // job.workers_on_node))
-        model = load_generator(job.model, store=job.models)
+        cache = zoo.default_cache_dir()
+        model = zoo.load_generator(job.model, store=job.models, cache_dir=cache)
         self._upscaler = Upscaler(
             model,
             device=job.device,
@@ -100,16 +102,16 @@ class Worker:
         items = [Item.from_row(row) for row in block.to_pylist()]
         crashes = self._attempts.crashes([item.item_id for item in items])
         futures = {
-            item.item_id: self._threads.submit(self._in_company, item)
-            for item in items
+            index: self._threads.submit(self._in_company, item)
+            for index, item in enumerate(items)
             if item.item_id not in crashes
         }
-        alone = {
-            item.item_id: self._suspect(item, crashes[item.item_id])
-            for item in items
-            if item.item_id in crashes
-        }
-        return to_table(_outcome(item, futures, alone) for item in items)
+        return to_table(
+            futures[index].result()
+            if index in futures
+            else self._suspect(item, crashes[item.item_id])
+            for index, item in enumerate(items)
+        )
 
     def _in_company(self, item: Item) -> Outcome:
         with self._company.joined():
@@ -376,12 +378,6 @@ class _Company:
             with self._changed:
                 self._alone = False
                 self._changed.notify_all()
-
-
-def _outcome(
-    item: Item, futures: dict[str, "Future[Outcome]"], alone: dict[str, Outcome]
-) -> Outcome:
-    return alone[item.item_id] if item.item_id in alone else futures[item.item_id].result()
 
 
 def _said(error: OSError) -> str:

@@ -94,6 +94,13 @@ def picture(number, width=32, height=24):
     return PIL.Image.fromarray(smooth).resize((width, height), PIL.Image.Resampling.BICUBIC)
 
 
+def opened(path):
+    """A picture read whole, its file closed."""
+    with PIL.Image.open(path) as image:
+        image.load()
+        return image
+
+
 def pictures(folder, count, start=0):
     """So many PNG files; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)

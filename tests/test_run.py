@@ -7,7 +7,6 @@ import tarfile
 
 import fsspec
 import numpy as np
-import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -16,6 +15,7 @@ from running import (
     ROOT,
     SHARED,
     accounted,
+    opened,
     picture,
     pictures,
     report,
@@ -42,7 +42,7 @@ def test_a_folder_is_upscaled_and_the_second_run_does_nothing(runs):
     assert all(row["status"] == "done" for row in rows.values())
     assert results(output) == {name: row["output_sha256"] for name, row in rows.items()}
     assert (output / "p000.png").exists()
-    assert PIL.Image.open(output / "p000.png").size == (64, 48)
+    assert opened(output / "p000.png").size == (64, 48)
     made = summary(output)
     assert (made["done"], made["failed"], made["ignored"]) == (10, 1, 1)
     assert accounted(made)
@@ -83,11 +83,11 @@ def test_photographs_are_what_the_network_computes_on_the_whole_image(runs):
     file = weights / "realesr-animevideov3.pth"
     net = checkpoints.build(checkpoints.load(file))
     for source in sorted((SHARED / "kodak").glob("*.png")):
-        pixels = np.asarray(PIL.Image.open(source).convert("RGB"))
+        pixels = np.asarray(opened(source).convert("RGB"))
         x_bchw = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
         with torch.inference_mode():
             y_chw = (net(x_bchw)[0].clamp(0, 1) * 255).round()
-        got = np.asarray(PIL.Image.open(output / source.name)).astype(np.int16)
+        got = np.asarray(opened(output / source.name)).astype(np.int16)
         far = np.abs(got - y_chw.permute(1, 2, 0).numpy())
         assert far.max() <= 1
         assert np.count_nonzero(far) < got.size / 100_000
@@ -190,14 +190,14 @@ def test_formats_and_sizes_are_as_asked(runs):
     for options, size in (([], (64, 48)), (["--long-side", "50", "--format", "png"], (50, 38))):
         output = runs.folder / f"out{size[0]}"
         runs.upscale("--manifest", source, "--output", output, *options)
-        opened = {path.stem: PIL.Image.open(path) for path in output.glob("*.*")}
-        assert {name: image.size for name, image in opened.items()} == dict.fromkeys(
+        made = {path.stem: opened(path) for path in output.glob("*.*")}
+        assert {name: image.size for name, image in made.items()} == dict.fromkeys(
             ("gray", "logo", "scan", "web"), size
         )
-        assert opened["gray"].mode == "L"
-        assert opened["logo"].mode == "RGBA"
+        assert made["gray"].mode == "L"
+        assert made["logo"].mode == "RGBA"
         if options:
-            assert {image.format for image in opened.values()} == {"PNG"}
+            assert {image.format for image in made.values()} == {"PNG"}
 
 
 @pytest.mark.parametrize(

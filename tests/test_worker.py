@@ -5,12 +5,11 @@ import os
 import threading
 
 import numpy as np
-import PIL.Image
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from running import picture, pictures, sha256
+from running import opened, picture, pictures, sha256
 
 from pipeline.attempts import AttemptLedger
 from pipeline.config import Encode, Limits
@@ -123,7 +122,7 @@ def test_a_name_that_disagrees_with_the_header_is_recorded(tmp_path, worker, ite
     (row,) = outcomes(worker(), [item(path)])
     assert row["status"] == "done"
     assert "format_mismatch" in row["warnings"]
-    assert PIL.Image.open(tmp_path / "out" / "in.png").format == "PNG"
+    assert opened(tmp_path / "out" / "in.png").format == "PNG"
 
 
 @pytest.mark.parametrize(
@@ -134,7 +133,7 @@ def test_the_final_size_is_as_asked(tmp_path, worker, item, asked, size):
     (path,) = pictures(tmp_path / "in", 1)
     (row,) = outcomes(worker(**asked), [item(path)])
     assert (row["output_width"], row["output_height"]) == size
-    assert PIL.Image.open(row["output_uri"]).size == size
+    assert opened(row["output_uri"]).size == size
 
 
 def test_company_and_order_change_nothing(tmp_path, worker, item):

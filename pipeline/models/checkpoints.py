@@ -1,18 +1,10 @@
 """Checkpoints: from the bytes of a file that nobody vouches for to a network that is ready to run.
 
-A checkpoint is a pickle in the two formats of `torch.save`, or a safetensors file. Somewhere in it,
-under whatever dicts and prefixes, are the tensors of a generator; it is found by its names, and
-averaged weights are preferred. Nothing in a file is ever run: pickles go through the restricted
-reader of torch (`weights_only`), and whatever is wrong with a file comes out as one ConfigError.
+Somewhere in a checkpoint, under whatever dicts and prefixes, are the tensors of a generator. It is
+found by its names, averaged weights are preferred, and nothing is believed that the tensors do not
+bear out. Whatever is wrong with a file comes out as one ConfigError.
 """
 
-import io
-import lzma
-import pickle
-import pickletools
-import struct
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,17 +12,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from pipeline.errors import ConfigError
-from pipeline.models import layouts
+from pipeline.models import formats, layouts
+from pipeline.models.formats import MAX_BYTES, Contents
 from pipeline.models.layouts import Generator, Shape
 
-# The largest generator in circulation has 0.3 GB; with optimizer and discriminator, 2 GB.
-MAX_BYTES = 4 * 2**30
 _MAX_ENTRIES = 100_000
 _MAX_DEPTH = 8
 _SHOWN = 3  # names that an error message lists
@@ -46,48 +35,6 @@ _WRAPPERS = (
 # What training leaves beside a generator that has no wrapper of its own.
 _BESIDE = frozenset(
     ("discriminator", "netD", "optimizer", "optimizers", "optimizer_state_dict", "scheduler")
-)
-
-# Imports that torch's restricted reader knows how to do safely, besides its own.
-_HARMLESS = frozenset(
-    ("collections.OrderedDict", "collections.Counter", "_codecs.encode", "__builtin__.set")
-)
-
-_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
-_FOREIGN = {
-    b"\x89PNG": "a PNG image",
-    b"\xff\xd8\xff": "a JPEG image",
-    b"GIF8": "a GIF image",
-    b"\x1f\x8b": "a gzip archive",
-    b"version https://git-lfs": "a Git LFS pointer: `git lfs pull` fetches the file itself",
-    b"<": "an HTML or XML page",
-}
-
-# What the readers raise on broken files: found by half a million mutated ones, and by crafted
-# pickles that ask for terabytes (OverflowError, MemoryError).
-_BROKEN_PICKLE = (
-    pickle.UnpicklingError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OverflowError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    struct.error,
-)
-_BROKEN_ZIP = (
-    zipfile.BadZipFile,
-    EOFError,
-    OSError,
-    OverflowError,
-    RuntimeError,
-    ValueError,
-    lzma.LZMAError,
-    struct.error,
-    zlib.error,
 )
 
 
@@ -121,8 +68,7 @@ def load(source: str | Path | bytes, *, stated: Mapping[str, Any] | None = None)
     name = "the checkpoint" if isinstance(source, bytes) else str(source)
     try:
         data = source if isinstance(source, bytes) else _read(Path(source))
-        file_format, content, held = _parse(data)
-        return _recognise(_flatten(content), file_format, held, stated)
+        return _recognise(formats.parse(data), stated)
     except ConfigError as error:
         raise ConfigError(f"{name}: {_printable(str(error))}") from error
 
@@ -187,90 +133,6 @@ def _read(path: Path) -> bytes:
         raise ConfigError(error.strerror or type(error).__name__) from error
 
 
-def _parse(data: bytes) -> tuple[str, Any, int]:
-    """The format, by the first bytes; what is in the file; the bytes that its values can have."""
-    if data.startswith(_ZIP):
-        return "zipped pickle", *_load_zip(data)
-    if data.startswith(_PICKLE):
-        return "pickle", _unpickle(data, pickles=data), len(data)
-    if data[8:9] == b"{":
-        return "safetensors", _load_safetensors(data), len(data)
-    raise ConfigError(f"not a checkpoint but {_foreign(data)}")
-
-
-def _foreign(data: bytes) -> str:
-    if not data:
-        return "an empty file"
-    known = (what for magic, what in _FOREIGN.items() if data.startswith(magic))
-    return next(known, f"an unknown file, its first bytes are {data[:8].hex(' ')}")
-
-
-def _load_safetensors(data: bytes) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load(data)
-    except (SafetensorError, KeyError) as error:
-        raise ConfigError(f"a broken safetensors file: {_reason(error)}") from error
-
-
-def _load_zip(data: bytes) -> tuple[Any, int]:
-    """Content and unpacked size; that is looked at before torch allocates it."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            claimed = sum(member.file_size for member in archive.infolist())
-            names = [member.filename for member in archive.infolist()]
-            if claimed > MAX_BYTES:
-                raise ConfigError(f"its {len(names)} members claim {claimed:,} bytes")
-            if any(name.endswith("/constants.pkl") for name in names):
-                raise ConfigError("a TorchScript program; wanted is a state dict")
-            pickles = next((name for name in names if name.endswith("/data.pkl")), None)
-            if pickles is None:
-                raise ConfigError(f"a zip archive of {', '.join(names[:_SHOWN]) or 'nothing'}")
-            script = archive.read(pickles)
-    except _BROKEN_ZIP as error:
-        raise ConfigError(f"a broken or truncated zip archive: {_reason(error)}") from error
-    return _unpickle(data, pickles=script), claimed
-
-
-def _unpickle(data: bytes, *, pickles: bytes) -> Any:
-    """Let torch's restricted reader have the file. pickles: what of it starts with its pickles."""
-    foreign = [n for n in _imports(pickles) if n not in _HARMLESS and not n.startswith("torch.")]
-    if foreign:
-        raise ConfigError(
-            f"refused: loading it would run or import {', '.join(foreign[:_SHOWN])}; "
-            "get it as safetensors, or save its state dict alone"
-        )
-    try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except _BROKEN_PICKLE as error:
-        raise ConfigError(f"a broken or refused pickle: {_reason(error)}") from error
-
-
-def _imports(pickles: bytes) -> list[str]:
-    """What the pickles ask to import; nothing is run."""
-    stream, names, strings = io.BytesIO(pickles), dict[str, None](), list[str]()
-    try:
-        for _ in range(5):  # a file of the old format holds five pickles, then raw storages
-            for opcode, argument, _ in pickletools.genops(stream):
-                if opcode.name == "STACK_GLOBAL":
-                    names[".".join(strings[-2:])] = None
-                elif opcode.name in ("GLOBAL", "INST"):
-                    names[str(argument).replace(" ", ".")] = None
-                elif isinstance(argument, str):
-                    strings.append(argument)
-    except ValueError:  # it ends or breaks off here
-        pass
-    return list(names)
-
-
-def _reason(error: BaseException) -> str:
-    """The sentence of torch's that says what is wrong, without its advice to trust the file."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [
-        line for line in lines if not line.startswith(("Weights only", "Check the doc", "Please"))
-    ]
-    return f"{type(error).__name__}: {(told or lines or [''])[0][:200]}".rstrip(": ")
-
-
 def _printable(text: str) -> str:
     """On one line and of bounded length: names in a file may be anything."""
     plain = " ".join(text.encode("utf-8", "backslashreplace").decode().split())
@@ -280,11 +142,11 @@ def _printable(text: str) -> str:
 # ------------------------------------------------------------------------------------ content
 
 
-def _flatten(content: Any) -> dict[str, Any]:
+def _flatten(tree: Any) -> dict[str, Any]:
     """What is in nested dicts, by dotted paths: a dict's name and a prefix become the same."""
-    if not isinstance(content, Mapping):
-        raise ConfigError(f"holds no dict of tensors but {type(content).__name__}")
-    leaves = dict(islice(_leaves(content, "", _MAX_DEPTH), _MAX_ENTRIES + 1))
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"holds no dict of tensors but {type(tree).__name__}")
+    leaves = dict(islice(_leaves(tree, "", _MAX_DEPTH), _MAX_ENTRIES + 1))
     if len(leaves) > _MAX_ENTRIES:
         raise ConfigError(f"more than {_MAX_ENTRIES:,} entries")
     return leaves
@@ -299,9 +161,8 @@ def _leaves(tree: Mapping[Any, Any], prefix: str, depth: int) -> Iterator[tuple[
             yield path, value
 
 
-def _recognise(
-    leaves: Mapping[str, Any], file_format: str, held: int, stated: Mapping[str, Any] | None
-) -> Checkpoint:
+def _recognise(contents: Contents, stated: Mapping[str, Any] | None) -> Checkpoint:
+    leaves = _flatten(contents.tree)
     prefix = _locate(leaves)
     own = {
         path: value
@@ -309,12 +170,12 @@ def _recognise(
         if path.startswith(prefix) and not _is_beside(path[len(prefix) :], value)
     }
     tensors = {path[len(prefix) :]: _weights(path, value) for path, value in own.items()}
-    _check_claims(tensors, held)
+    _check_claims(tensors, contents.held_bytes)
     found = layouts.match({name: tuple(t.shape) for name, t in tensors.items()}, stated)
     return Checkpoint(
         shape=found.shape,
         state_dict={name: _full(theirs, tensors[theirs]) for name, theirs in found.names.items()},
-        file_format=file_format,
+        file_format=contents.file_format,
         container=prefix.rstrip("."),
         layout=found.layout,
         dtype=" and ".join(sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()})),
@@ -371,14 +232,14 @@ def _weights(path: str, value: Any) -> Tensor:
     return tensor.detach()
 
 
-def _check_claims(tensors: Mapping[str, Tensor], held: int) -> None:
+def _check_claims(tensors: Mapping[str, Tensor], held_bytes: int) -> None:
     """Refuse views that repeat values, and storages beyond the file: before they are copied."""
     storages = {
         t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors.values()
     }
     claimed = sum(tensor.numel() * 4 for tensor in tensors.values())
-    if sum(storages.values()) > held or claimed > MAX_BYTES:
-        raise ConfigError(f"its tensors claim {claimed:,} bytes, the file has {held:,}")
+    if sum(storages.values()) > held_bytes or claimed > MAX_BYTES:
+        raise ConfigError(f"its tensors claim {claimed:,} bytes, the file has {held_bytes:,}")
 
 
 def _full(name: str, tensor: Tensor) -> Tensor:
