@@ -2,7 +2,6 @@
 
 import os
 import platform
-import sys
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -146,7 +145,6 @@ def _environment() -> dict[str, Any]:
         "remaster": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "arguments": [storage.redact(argument) for argument in sys.argv],
         "versions": {name: _version(name) for name in _VERSIONED},
     }
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from urllib.parse import parse_qs, urlsplit
 import fsspec.asyn
 import pyarrow as pa
 import pyarrow.dataset
+import pyarrow.fs
 import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
@@ -216,15 +218,24 @@ def test_many_threads_publish_at_once(place: Place) -> None:
 
     def publish(thread: int) -> None:
         start.wait()
-        store.publish(f"{place.root}/shared", b"%d" % thread * 1000)
         for i in range(20):
             store.publish(f"{place.root}/{thread}/{i}", f"{thread} {i}".encode())
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(publish, range(8)))
-    assert len(_uris(store, place.root)) == 8 * 20 + 1
+    assert len(_uris(store, place.root)) == 8 * 20
     assert store.read(f"{place.root}/7/19") == b"7 19"
-    assert store.read(f"{place.root}/shared") in {b"%d" % thread * 1000 for thread in range(8)}
+
+
+# rclone 1.75 is left out: of racing PUTs to one key some fail, and the key may be listed twice.
+@pytest.mark.parametrize("place", ["local", "swift"], indirect=True)
+def test_of_racing_publishes_one_wins(place: Place) -> None:
+    store, uri = place.store(), f"{place.root}/shared"
+    contents = [b"%d" % thread * 100_000 for thread in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(partial(store.publish, uri), contents))
+    assert store.read(uri) in contents
+    assert _uris(store, place.root) == [uri]
 
 
 def test_a_used_store_pickles(place: Place) -> None:
@@ -247,7 +258,9 @@ def test_arrow_reads_what_is_published(place: Place) -> None:
     filesystem, path = store.arrow(f"{place.root}/t")
     assert pa.parquet.read_table(path, filesystem=filesystem).num_rows == 4
     pa.parquet.write_table(table, f"{path}/2.parquet", filesystem=filesystem)
+    assert len(filesystem.get_file_info(pa.fs.FileSelector(path))) == 3
     store.publish(f"{place.root}/t/3.parquet", sink.getvalue())
+    assert len(filesystem.get_file_info(pa.fs.FileSelector(path))) == 4, "listings are not cached"
     assert pa.dataset.dataset(path, filesystem=filesystem).count_rows() == 8
 
 
@@ -402,6 +415,14 @@ def test_a_read_is_of_the_version_asked_for(remote: Place, size: int) -> None:
     with pytest.raises(SourceChangedError, match="file"):
         store.read(uri, version=old)
     assert store.read(uri, version="v17") == b"2" * size, "an opaque label is not checked"
+
+
+def test_the_condition_goes_with_the_request(on_swift: Place) -> None:
+    """So that no store that honours it sends a body which is thrown away."""
+    store, uri = on_swift.store(), f"{on_swift.root}/file"
+    store.publish(uri, b"data")
+    with pytest.raises(SourceChangedError, match="preconditions"):  # in Swift's words
+        store.read(uri, version="0" * 32)
 
 
 def test_rclone_ignores_conditions(rclone: S3Server, buckets: dict[str, str]) -> None:

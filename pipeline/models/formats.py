@@ -10,6 +10,7 @@ import io
 import lzma
 import pickle
 import pickletools
+import re
 import struct
 import zipfile
 import zlib
@@ -27,9 +28,10 @@ from pipeline.errors import ConfigError
 MAX_BYTES = 4 * 2**30
 _SHOWN = 3  # names that an error message lists
 
-# Imports that torch's restricted reader knows how to do safely, besides its own.
-_HARMLESS = frozenset(
-    ("collections.OrderedDict", "collections.Counter", "_codecs.encode", "__builtin__.set")
+# What tensors and plain containers are made of; torch's restricted reader looks again.
+_HARMLESS = re.compile(
+    r"collections\.(OrderedDict|Counter)|_codecs\.encode|__builtin__\.set"
+    r"|torch\.(\w+|_utils\.\w+|_tensor\.\w+|storage\.\w+|serialization\.\w+|nn\.parameter\.\w+)"
 )
 
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
@@ -128,7 +130,7 @@ def _load_zip(data: bytes) -> Contents:
 
 def _unpickle(data: bytes, *, pickles: bytes) -> Any:
     """Let torch's restricted reader have the file. pickles: what of it starts with its pickles."""
-    foreign = [n for n in _imports(pickles) if n not in _HARMLESS and not n.startswith("torch.")]
+    foreign = [name for name in _imports(pickles) if not _HARMLESS.fullmatch(name)]
     if foreign:
         raise ConfigError(
             f"refused: loading it would run or import {', '.join(foreign[:_SHOWN])}; "
@@ -157,10 +159,9 @@ def _imports(pickles: bytes) -> list[str]:
     return list(names)
 
 
-def _reason(error: BaseException) -> str:
-    """The sentence of torch's that says what is wrong, without its advice to trust the file."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [
-        line for line in lines if not line.startswith(("Weights only", "Check the doc", "Please"))
-    ]
-    return f"{type(error).__name__}: {(told or lines or [''])[0][:200]}".rstrip(": ")
+def _reason(error: Exception) -> str:
+    """The line of a reader's that says what is wrong, without torch's advice to trust the file."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    if isinstance(error, pickle.UnpicklingError):
+        lines = [line for line in reversed(lines) if not line.startswith("Check the documentation")]
+    return f"{type(error).__name__}: {lines[0][:200]}".rstrip(": ")

@@ -325,10 +325,12 @@ def test_parameters_and_memory_layouts_do_not_matter() -> None:
 
 def test_compressed_archives_are_read() -> None:
     repacked = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(saved(weights(COMPACT)))) as source:
-        with zipfile.ZipFile(repacked, "w", zipfile.ZIP_DEFLATED) as target:
-            for name in source.namelist():
-                target.writestr(name, source.read(name))
+    with (
+        zipfile.ZipFile(io.BytesIO(saved(weights(COMPACT)))) as source,
+        zipfile.ZipFile(repacked, "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
     assert_same(checkpoints.load(repacked.getvalue()), COMPACT, weights(COMPACT))
 
 
@@ -531,8 +533,11 @@ REFUSED = {
     "an empty dict": (saved({}), "no RRDBNet or SRVGGNetCompact in it, but no tensors: nothing"),
     "no tensors": (saved({"epoch": 3, "lr": 0.1}), "but no tensors: epoch, lr"),
     "EDSR": (saved(EDSR), r"but 3 tensors: conv_first.weight \[8, 3, 3, 3\], body.0.conv1.weight"),
-    "original EDSR": (saved(prefixed("body.0.", weights(COMPACT)) | EDSR), "in it, but 12 tensors"),
-    "part of a larger network": (saved(LARGER), "in it, but 10 tensors: encoder.weight"),
+    "original EDSR": (
+        saved(prefixed("body.0.", weights(COMPACT)) | EDSR),
+        "in it, but 14 tensors: body.0.body.0.weight",
+    ),
+    "part of a larger network": (saved(LARGER), "in it, but 12 tensors: encoder.weight"),
     "a discriminator": (
         saved({"params": {"conv0.weight": torch.zeros(8, 3, 3, 3), "conv0.bias": torch.zeros(8)}}),
         r"but 2 tensors: params.conv0.weight \[8, 3, 3, 3\], params.conv0.bias \[8\]",
@@ -638,7 +643,7 @@ def test_depth_and_number_of_dicts_are_bounded() -> None:
         checkpoints.load(saved(tree))
     circle: dict[str, Any] = {}
     circle["again"] = circle
-    with pytest.raises(ConfigError, match="no tensors: again.again"):
+    with pytest.raises(ConfigError, match=r"no tensors: again\.again"):
         checkpoints.load(saved(circle))
 
 
@@ -698,20 +703,30 @@ def test_a_pickled_network_is_refused_by_the_name_of_its_class() -> None:
     network = SRVGGNetCompact(COMPACT)
     with pytest.raises(ConfigError, match=r"import pipeline\.models\.srvgg\.SRVGGNetCompact"):
         checkpoints.load(saved(network))
-    with pytest.raises(ConfigError, match=r"GLOBAL torch\.nn\.modules\.conv\.Conv2d was not an"):
+    with pytest.raises(ConfigError, match=r"run or import torch\.nn\.modules\.conv\.Conv2d"):
         checkpoints.load(saved(torch.nn.Conv2d(1, 1, 1)))
 
 
-@pytest.mark.parametrize(
-    ("size", "error"), [(10**15, "MemoryError"), (10**30, "OverflowError")], ids=str
-)
-def test_a_pickle_that_asks_for_terabytes_is_refused(size: int, error: str) -> None:
-    """By calls that torch's reader allows: `torch.Size([…])` repeats nothing, `bytearray` does."""
-    number = pickle.encode_long(size)
-    script = b"\x80\x02c__builtin__\nset\n0c_codecs\nencode\n0"
-    script += b"ctorch\nTensor\n\x8a" + bytes([len(number)]) + number + b"\x85R."
-    with pytest.raises(ConfigError, match=error):
-        checkpoints.load(zipped({"archive/data.pkl": script, "archive/version": b"3\n"}))
+def pickled(number: int) -> bytes:
+    digits = pickle.encode_long(number)
+    return b"\x8a" + bytes([len(digits)]) + digits
+
+
+@pytest.mark.parametrize("size", [10**15, 2**63 - 1, 10**300, -1])
+def test_a_pickle_that_asks_for_terabytes_is_refused(size: int) -> None:
+    """By a call that torch's reader allows, and by a storage that the file does not hold."""
+    storage = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpu"
+    scripts = {
+        "call": b"\x80\x02ctorch\nTensor\n" + pickled(size) + b"\x85R.",
+        "storage": b"\x80\x02" + storage + pickled(size) + b"tQ.",
+    }
+    for script in scripts.values():
+        with pytest.raises(ConfigError, match=r"a broken or refused pickle: \w+Error: \S"):
+            checkpoints.load(scripted(script))
+    old = legacy(torch.zeros(1)).split(b"\x80\x02")
+    old[4] = storage + pickled(size) + b"NtQ."
+    with pytest.raises(ConfigError, match=r"a broken or refused pickle: \w+Error: \S"):
+        checkpoints.load(b"\x80\x02".join(old))
 
 
 # --------------------------------------------------------------------------------------- fuzzing
@@ -771,7 +786,7 @@ def mutations(draw: st.DrawFn, sound: bytes) -> bytes:
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("kind", [*SOUND, "script"])
 @given(data=st.data())
-@settings(deadline=None, derandomize=True, max_examples=400)
+@settings(deadline=None, derandomize=True, max_examples=250)
 def test_a_mutated_file_loads_or_is_refused(kind: str, data: st.DataObject) -> None:
     if kind == "script":
         mutated = scripted(data.draw(mutations(script())))
@@ -786,7 +801,7 @@ def test_a_mutated_file_loads_or_is_refused(kind: str, data: st.DataObject) -> N
 
 
 @given(st.binary(max_size=200), st.sampled_from([b"", b"PK\x03\x04", b"\x80\x02", b"x" * 8 + b"{"]))
-@settings(deadline=None, derandomize=True, max_examples=300)
+@settings(deadline=None, derandomize=True, max_examples=150)
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_arbitrary_bytes_are_refused(data: bytes, start: bytes) -> None:
     with pytest.raises(ConfigError):
@@ -807,7 +822,7 @@ def test_arbitrary_bytes_are_refused(data: bytes, start: bytes) -> None:
         max_leaves=12,
     )
 )
-@settings(deadline=None, derandomize=True, max_examples=300)
+@settings(deadline=None, derandomize=True, max_examples=150)
 def test_any_nest_of_values_is_refused(content: object) -> None:
     with pytest.raises(ConfigError):
         checkpoints.load(saved(content))
