@@ -270,13 +270,21 @@ def load(file: str | None, overrides: Mapping[str, Any]) -> UpscaleConfig:
 
 
 def recipe(
-    config: UpscaleConfig, *, model_sha256: str, model_scale: float | None, precision: Precision
+    config: UpscaleConfig,
+    *,
+    model_sha256: str,
+    model_scale: float | None,
+    precision: Precision,
+    stated: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What makes a result what it is, and nothing else; settings at their default stay out of it.
 
-    model_scale: the network's own factor, None where it is not known.
+    model_scale: the network's own factor, None where it is not known. stated: what a model YAML
+    says of the network beyond its weights.
     """
     made: dict[str, Any] = {"version": 1, "model": model_sha256, "precision": precision}
+    if stated:
+        made["stated"] = dict(stated)
     if config.long_side is not None:
         made["long_side"] = config.long_side
     elif config.scale is not None and config.scale != model_scale:

@@ -79,7 +79,11 @@ class Session:
             device=device,
             precision=precision,
             recipe=configuration.recipe(
-                config, model_sha256=model.sha256, model_scale=model.scale, precision=precision
+                config,
+                model_sha256=model.sha256,
+                model_scale=model.scale,
+                precision=precision,
+                stated=dict(model.stated),
             ),
         )
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,7 +42,9 @@ class Runs:
         """Without whatever Ray or stores the surroundings know of."""
         ours = ("RAY_", "AWS_", "REMASTER_")
         clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         return clean | {
+            "PATH": programs,
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_TMPDIR": str(self.ray),
@@ -69,12 +72,19 @@ class Runs:
         return said
 
 
-@pytest.fixture
-def runs(tmp_path, small_model):
+@contextmanager
+def private_ray():
+    """A folder for a Ray of one's own, which ends with the context."""
     ray = Path(tempfile.mkdtemp(prefix="ray"))  # short: sockets have names of 107 bytes at most
-    yield Runs(tmp_path, small_model, ray)
+    yield ray
     end_ray(ray)
     shutil.rmtree(ray, ignore_errors=True)
+
+
+@pytest.fixture
+def runs(tmp_path, small_model):
+    with private_ray() as ray:
+        yield Runs(tmp_path, small_model, ray)
 
 
 @pytest.fixture(scope="session")

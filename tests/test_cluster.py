@@ -1,11 +1,9 @@
 """More than one machine, as far as one machine can show it: nodes, and a head that takes jobs."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from running import (
@@ -41,7 +39,7 @@ import sys
 from ray.cluster_utils import Cluster
 store = dict(object_store_memory=100 * 2**20)
 cluster = Cluster(initialize_head=True, head_node_args=dict(
-    num_cpus=1, port=int(sys.argv[1]), include_dashboard=False, **store))
+    num_cpus=1, include_dashboard=False, **store))
 nodes = [cluster.add_node(num_cpus=1, num_gpus=1, **store) for _ in range(2)]
 cluster.wait_for_nodes()
 print(cluster.address, flush=True)
@@ -55,15 +53,15 @@ cluster.shutdown()
 
 @pytest.fixture
 def nodes(runs):
-    (port,) = free_ports(1)
     process = subprocess.Popen(
-        [sys.executable, "-c", NODES, str(port)],
+        [sys.executable, "-c", NODES],
         env=runs.env(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
     runs.environment["RAY_ADDRESS"] = process.stdout.readline().strip()
+    assert runs.environment["RAY_ADDRESS"], "the cluster did not start"
     yield process
     process.communicate("\n")
 
@@ -91,7 +89,7 @@ def head(runs):
     """A head as people start it; the address that jobs are submitted to."""
     port, dashboard = free_ports(2)
     command = [
-        str(Path(sys.executable).parent / "ray"),
+        "ray",
         "start",
         "--head",
         "--num-cpus=2",
@@ -113,11 +111,11 @@ def test_a_submitted_job_does_the_same(runs, head, entrypoint):
     source, output = runs.folder / "in", runs.folder / "out"
     pictures(source, 6)
     (source / "broken.png").write_bytes(b"no picture")
-    submit = [str(Path(sys.executable).parent / "ray"), "job", "submit", "--address", head]
+    submit = ["ray", "job", "submit", "--address", head]
     submit += ["--submission-id", "night", "--working-dir", str(ROOT)]
     submit += ["--runtime-env-json", json.dumps({"excludes": [".venv*", ".git", "demo"]})]
     asked = runs.command("--manifest", source, "--output", output)[2:]
-    env = runs.env() | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    env = runs.env()
     done = subprocess.run(
         [*submit, "--", *entrypoint, *asked], env=env, capture_output=True, text=True, check=False
     )

@@ -104,6 +104,10 @@ def test_the_recipe_holds_what_changes_the_result_and_no_default():
     assert made(encode={"jpeg_quality": 80})["encode"] == {"jpeg_quality": 80}
     assert made(format="jpeg") != plain
     assert made(long_side=3000)["long_side"] == 3000
+    asked = config.load(None, {"manifest": "a", "output": "b"})
+    stated = {"architecture": "SRVGGNetCompact", "activation": "relu"}
+    other = config.recipe(asked, model_sha256="ab", model_scale=4, precision="fp32", stated=stated)
+    assert other == plain | {"stated": stated}
 
 
 @settings(deadline=None, derandomize=True)

@@ -31,8 +31,8 @@ _SHOWN = 3  # names that an error message lists
 class _Spelling:
     """Names of RRDBNet's modules, as format strings.
 
-    n: block, d: dense block in it, c: convolution in that, blocks: their number; i: enlargement,
-    from 1 on, i3: thrice that, ups3: thrice the number of enlargements.
+    n: block, d: dense block in it, c: convolution in that; blocks: their number; i: enlargement,
+    from 1 on, i3: thrice that; ups3_2, ups3_4: thrice the number of enlargements, plus 2 or 4.
     """
 
     first: str
@@ -185,27 +185,31 @@ def _rrdb_shapes(sizes: Sizes, layout: str) -> Iterator[RRDBNetShape]:
     """The shapes that fit the decisive tensors, the likeliest first."""
     spelling = _SPELLINGS[layout]
     ups = _length(f"{spelling.up.format(i=i, i3=3 * i)}.weight" in sizes for i in count(1))
-    probes = (f"{spelling.conv.format(n=n, d=1, c=1)}.weight" in sizes for n in count())
+    blocks = _length(f"{spelling.conv.format(n=n, d=1, c=1)}.weight" in sizes for n in count())
     features, fed = _conv_size(sizes, spelling.first)
-    made, _ = _conv_size(sizes, spelling.last.format(ups3_4=3 * ups + 4))
     growth, _ = _conv_size(sizes, spelling.conv.format(n=0, d=1, c=1))
-    upsamplings = [(2,) * ups] + [(3,)] * (ups == 1)
+    made, _ = _conv_size(sizes, spelling.last.format(ups3_4=3 * ups + 4))
+    _check_channels(made, f"makes {made}")
     foldings = [(fed // u**2, u) for u in (1, 2, 4) if fed in {c * u**2 for c in _PICTURE_CHANNELS}]
     # 4 channels before the first convolution may be one picture channel folded by 2.
     foldings.sort(key=lambda folding: folding[0] != made)
-    blocks = _length(probes)
-    for upsampling, (channels, unshuffle) in product(upsamplings, foldings):
-        if prod(upsampling) % unshuffle == 0 and made in _PICTURE_CHANNELS:
-            yield RRDBNetShape(
-                in_channels=channels,
-                out_channels=made,
-                features=features,
-                blocks=blocks,
-                growth=growth,
-                upsampling=upsampling,
-                unshuffle=unshuffle,
-                plus=f"{spelling.conv1x1.format(n=0, d=1)}.weight" in sizes,
-            )
+    upsamplings = [(2,) * ups] + [(3,)] * (ups == 1)
+    options = [o for o in product(upsamplings, foldings) if prod(o[0]) % o[1][1] == 0]
+    if not options:
+        raise ConfigError(
+            f"it takes {fed} channels before {ups} enlargements: no picture has them, folded or not"
+        )
+    for upsampling, (channels, unshuffle) in options:
+        yield RRDBNetShape(
+            in_channels=channels,
+            out_channels=made,
+            features=features,
+            blocks=blocks,
+            growth=growth,
+            upsampling=upsampling,
+            unshuffle=unshuffle,
+            plus=f"{spelling.conv1x1.format(n=0, d=1)}.weight" in sizes,
+        )
 
 
 def _compact_shapes(sizes: Sizes) -> Iterator[SRVGGShape]:
@@ -213,26 +217,33 @@ def _compact_shapes(sizes: Sizes) -> Iterator[SRVGGShape]:
     convs = _length(f"body.{2 * n}.weight" in sizes for n in count())
     features, channels = _conv_size(sizes, "body.0")
     made, _ = _conv_size(sizes, f"body.{2 * convs - 2}")
+    _check_channels(channels, f"takes {channels}")
+    outputs = [out for out in dict.fromkeys((channels, 3, 4, 1)) if channels in (1, out)]
+    results = [
+        (out, isqrt(made // out)) for out in outputs if made == out * isqrt(made // out) ** 2
+    ]
+    if not results:
+        raise ConfigError(f"it makes {made} channels: not {outputs} times a square")
     activations = ("prelu",) if "body.1.weight" in sizes else ("relu", "leakyrelu")
-    outputs = (out for out in dict.fromkeys((channels, 3, 4, 1)) if channels in (1, out))
-    for out, activation in product(outputs, activations):
-        scale = isqrt(made // out)
-        if out * scale**2 == made and 1 <= scale <= 16 and channels in _PICTURE_CHANNELS:
-            yield SRVGGShape(
-                in_channels=channels,
-                out_channels=out,
-                features=features,
-                convs=convs - 2,
-                scale=scale,
-                activation=activation,
-            )
+    for (out, scale), activation in product(results, activations):
+        yield SRVGGShape(
+            in_channels=channels,
+            out_channels=out,
+            features=features,
+            convs=convs - 2,
+            scale=scale,
+            activation=activation,
+        )
+
+
+def _check_channels(channels: int, what: str) -> None:
+    if channels not in _PICTURE_CHANNELS:
+        raise ConfigError(f"it {what} channels, a picture has one of {list(_PICTURE_CHANNELS)}")
 
 
 def _choose(shapes: Iterable[Shape], stated: Mapping[str, Any]) -> Shape:
     """The likeliest of the shapes that agree with what is stated."""
     described = [(shape, shape_to_dict(shape)) for shape in shapes]
-    if not described:
-        raise ConfigError("its first and last convolutions have channels that no picture has")
     contradicted = [
         [name for name in stated if facts.get(name) != _plain(stated[name])]
         for _, facts in described

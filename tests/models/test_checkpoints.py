@@ -592,22 +592,23 @@ REFUSED = {
     ),
     "channels of no picture": (
         saved(weights(RRDBNetShape(features=4, blocks=1, growth=2, in_channels=5, out_channels=5))),
-        "channels that no picture has",
+        r"it makes 5 channels, a picture has one of \[1, 3, 4\]",
     ),
     "less than half the size": (
         saved(weights(RRDBNetShape(features=4, blocks=1, growth=2, upsampling=(), in_channels=12))),
-        "channels that no picture has",
+        "it takes 12 channels before 0 enlargements",
     ),
-    "colour into gray": (
-        saved(
-            weights(SRVGGShape(features=4, convs=1, in_channels=1, scale=7))
-            | {
-                "body.0.weight": torch.zeros(4, 3, 3, 3),
-                "body.4.bias": torch.zeros(49),
-                "body.4.weight": torch.zeros(49, 4, 3, 3),
-            }
-        ),
-        "channels that no picture has",
+    "no square of channels": (
+        saved(weights(COMPACT) | {"body.6.weight": torch.zeros(24, 8, 3, 3)}),
+        r"it makes 24 channels: not \[3\] times a square",
+    ),
+    "pictures of two channels": (
+        saved(weights(SRVGGShape(features=4, convs=1, in_channels=2, out_channels=2))),
+        r"it takes 2 channels, a picture has one of \[1, 3, 4\]",
+    ),
+    "one convolution alone": (
+        saved({"body.0.weight": torch.zeros(12, 3, 3, 3), "body.0.bias": torch.zeros(12)}),
+        "convs at 0, not -1",
     ),
     "a gap between blocks": (
         saved({k.replace("body.1.", "body.2."): t for k, t in weights(PLAIN).items()}),
