@@ -54,7 +54,7 @@ def connect() -> Cluster:
     if ray.is_initialized():
         return _survey(local=False)
     # What workers print stays in Ray's logs; what they raise comes to the driver.
-    quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
         ray.init(address="auto", runtime_env=_our_code(), **quiet)
     except ConnectionError:

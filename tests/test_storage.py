@@ -259,7 +259,7 @@ def test_arrow_reads_what_is_published(place: Place) -> None:
     assert pa.parquet.read_table(path, filesystem=filesystem).num_rows == 4
     pa.parquet.write_table(table, f"{path}/2.parquet", filesystem=filesystem)
     assert _files(filesystem, path) == 3
-    store.publish(f"{place.root}/t/3.parquet", sink.getvalue())
+    place.store().publish(f"{place.root}/t/3.parquet", sink.getvalue())
     assert _files(filesystem, path) == 4, "listings are not cached"
     assert pa.dataset.dataset(path, filesystem=filesystem).count_rows() == 8
 
@@ -547,6 +547,7 @@ def _refusal(status: int, code: str) -> Answer:
         (429, "TooManyRequests", ThrottledError),
         (500, "InternalError", StoreError),
         (400, "ExpiredToken", PermissionError),
+        (400, "InvalidToken", PermissionError),
         (403, "AccessDenied", PermissionError),
         (403, "SomethingOfTheirOwn", PermissionError),
         (404, "NoSuchKey", FileNotFoundError),
@@ -555,13 +556,20 @@ def _refusal(status: int, code: str) -> Answer:
     ],
 )
 def test_refusals_are_classified(status: int, code: str, expected: type[OSError]) -> None:
-    with _answering(lambda method, path: _refusal(status, code)) as options:
+    asked: list[str] = []
+
+    def respond(method: str, path: str) -> Answer:
+        asked.append(method)
+        return _refusal(status, code)
+
+    with _answering(respond) as options:
         store = Store(options)
         for ask in (store.read, lambda uri: store.publish(uri, b"data")):
             with pytest.raises(expected, match="s3://bucket/file") as caught:
                 ask("s3://bucket/file")
             assert type(caught.value) is expected
             assert type(pickle.loads(pickle.dumps(caught.value))) is expected
+    assert asked == ["GET", "PUT"], "s3fs must not retry on top of botocore"
 
 
 def test_a_body_that_breaks_off_is_asked_for_again() -> None:
