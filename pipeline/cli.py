@@ -45,9 +45,16 @@ def models(arguments: Sequence[str]) -> int:
             paths = zoo.materialise(spec, store=Store(), cache_dir=cache)
             print("\n".join(map(str, paths)))
     else:
-        found = checkpoints.describe(checkpoints.load(Store().read(asked.file)))
+        found = checkpoints.describe(checkpoints.load(_read(asked.file)))
         print("\n".join(f"{name:16} {value}" for name, value in found.items()))
     return DONE
+
+
+def _read(file: str) -> bytes:
+    try:
+        return Store().read(file)
+    except OSError as error:
+        raise ConfigError(f"cannot read {error.filename or file}: {error.strerror}") from error
 
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"upscale": upscale, "models": models}
@@ -60,7 +67,7 @@ def run(command: str, arguments: Sequence[str]) -> int:
     except ConfigError as error:
         print(f"{command}: {error}", file=sys.stderr)
         return USAGE
-    except FatalError as error:
+    except (FatalError, OSError) as error:  # OSError: a store gave out in the middle
         print(f"{command}: {error}", file=sys.stderr)
         return CRASHED
 

@@ -24,7 +24,7 @@ from pipeline import manifest, plan, storage
 from pipeline.attempts import AttemptLedger
 from pipeline.cluster import Fleet, connect, fleet
 from pipeline.config import UpscaleConfig
-from pipeline.errors import FatalError
+from pipeline.errors import ConfigError, FatalError
 from pipeline.ledger import Recorder
 from pipeline.models import zoo
 from pipeline.records import ITEM_SCHEMA, OUTCOME_SCHEMA
@@ -90,8 +90,11 @@ def run(config: UpscaleConfig) -> int:
     Raises ConfigError while nothing is started, FatalError when the run cannot go on.
     """
     started = time.monotonic()
-    session = Session.settle(config, lambda: connect().device)
-    work = _plan(session)
+    try:
+        session = Session.settle(config, lambda: connect().device)
+        work = _plan(session)
+    except OSError as error:  # a store that does not answer, or not to us
+        raise ConfigError(str(error)) from error
     print(work.line(), flush=True)
     if config.dry_run:
         return summary.DONE
