@@ -98,12 +98,9 @@ def run(config: UpscaleConfig) -> int:
     print(work.line(), flush=True)
     if config.dry_run:
         return summary.DONE
-    if work.left.todo.num_rows:
-        # Weights that cannot be had end the run here, before anything is started.
-        cache = zoo.default_cache_dir()
-        zoo.materialise(session.model, store=session.model_store, cache_dir=cache)
+    crew = _muster(session, work.left.todo.num_rows) if work.left.todo.num_rows else None
     session.open_report()
-    result = _carry_out(session, work.left.todo)
+    result = _carry_out(session, work.left.todo, crew) if crew else Result()
     made = _summarise(session, work, result, time.monotonic() - started)
     session.close_report(made.to_json())
     print("\n".join([*made.lines(), f"results {session.output}", f"report {session.ledger.uri}"]))
@@ -133,14 +130,16 @@ def _plan(session: Session) -> Work:
     return Work(*counts, left, versioned)
 
 
-def _carry_out(session: Session, todo: pa.Table) -> Result:
-    """Everything that needs workers; nothing to do needs none. Commits as outcomes arrive."""
-    result = Result()
-    if not todo.num_rows:
-        return result
-    workers = session.config.workers
-    crew = fleet(connect(), workers, device=session.device, items=todo.num_rows)
-    result.workers = crew.count
+def _muster(session: Session, items: int) -> Fleet:
+    """The workers to be. Raises ConfigError for weights or devices that cannot be had."""
+    cache = zoo.default_cache_dir()
+    zoo.materialise(session.model, store=session.model_store, cache_dir=cache)
+    return fleet(connect(), session.config.workers, device=session.device, items=items)
+
+
+def _carry_out(session: Session, todo: pa.Table, crew: Fleet) -> Result:
+    """Everything that needs workers. Commits outcomes as they arrive."""
+    result = Result(workers=crew.count)
     progress = Progress(todo.num_rows, result.tally)
     every_s = session.config.report.commit_s
     recorder = Recorder(session.ledger, session.run_id, every_s=every_s, tick=progress.tick)
@@ -304,10 +303,8 @@ def _with_extras(outcomes: pa.Table, extras: Mapping[str, str]) -> pa.Table:
 
 
 def _without(table: pa.Table, item_ids: set[str]) -> pa.Table:
-    if not item_ids:
-        return table
-    known = pc.is_in(table["item_id"], value_set=pa.array(sorted(item_ids), pa.string()))
-    return table.filter(pc.invert(known))
+    kept = [item_id not in item_ids for item_id in table["item_id"].to_pylist()]
+    return table.filter(pa.array(kept, pa.bool_()))
 
 
 def _summarise(session: Session, work: Work, result: Result, wall_s: float) -> Summary:

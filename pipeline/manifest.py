@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import posixpath
 import string
 from collections.abc import Iterable, Mapping, Sequence
@@ -57,12 +58,20 @@ def read(config: UpscaleConfig, store: Store) -> Manifest:
     else:
         tables = [_source_table(file.uri, store, config) for file in files if _is_table(file.uri)]
         found = Manifest(pa.concat_tables(tables), 0, None)
-    if not found.sources.num_rows:
+    if found.root is not None and not found.sources.num_rows:
         raise ConfigError(
             f"the manifest {uri} holds no images: {found.ignored} other files; "
             f"images end in {', '.join(config.scan.suffixes)} (scan.suffixes)"
         )
+    _connect_all(found.sources, store)
     return _probed(found, store) if config.probe else found
+
+
+def _connect_all(sources: pa.Table, store: Store) -> None:
+    """Raises ConfigError for a source that no installed driver can read, before anything starts."""
+    uris = cast(list[str], sources["uri"].to_pylist())
+    for uri in {storage.scheme(uri): uri for uri in uris}.values():
+        store.connect(uri)
 
 
 def _scan(files: Sequence[Stat], root: str, config: UpscaleConfig) -> Manifest:
@@ -76,6 +85,7 @@ def _scan(files: Sequence[Stat], root: str, config: UpscaleConfig) -> Manifest:
         for file in theirs
         if _is_image(file.uri, config.scan.suffixes) and not _is_hidden(file.uri, root)
     ]
+    _refuse_undecodable(images)
     columns = {
         "uri": [file.uri for file in images],
         "key": [storage.below(file.uri, root) for file in images],
@@ -84,6 +94,24 @@ def _scan(files: Sequence[Stat], root: str, config: UpscaleConfig) -> Manifest:
         "mtime": [None if file.version else file.mtime for file in images],
     }
     return Manifest(_conform(pa.table(columns)), len(theirs) - len(images), root)
+
+
+def _refuse_undecodable(files: Sequence[Stat]) -> None:
+    """Raises ConfigError for names that are no UTF-8: no report could hold them."""
+    wrong = [file.uri for file in files if not _is_text(file.uri)]
+    if wrong:
+        raise ConfigError(
+            f"{len(wrong)} file names are not UTF-8, the first is {os.fsencode(wrong[0])!r}: "
+            "rename them"
+        )
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _root(uri: str, files: Sequence[Stat]) -> str:

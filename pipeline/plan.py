@@ -61,22 +61,26 @@ def identify(sources: pa.Table, *, output: str, format: str) -> pa.Table:
     format: as configured. The key of a source depends on no other row, so it is the same every
     night.
     """
-    rows = list[tuple[str, str, str, str]]()
+    made = {name: list[Any]() for name in ("item_id", "key", "output_uri", "output_format")}
     names = ("uri", "key", "offset", "version", "size", "mtime")
     columns = [sources[name].to_pylist() for name in names]
     for uri, key, offset, version, size, mtime in zip(*columns, strict=True):
         name = unicodedata.normalize("NFC", key or _path(uri))
         stem, kind, suffix = _target(name, format)
         identity = [name, uri, offset, version if version else [size, mtime]]
-        rows.append((_sha256(identity), name, f"{output}/{stem}{suffix}", kind))
-    ids, keys, targets, kinds = zip(*rows, strict=True)
-    count = len(rows)
-    made = {"item_id": ids, "key": keys, "output_uri": targets, "output_format": kinds}
-    made |= {"shard": [""] * count, "attempts": [0] * count}
+        made["item_id"].append(_sha256(identity))
+        made["key"].append(name)
+        made["output_uri"].append(f"{output}/{stem}{suffix}")
+        made["output_format"].append(kind)
+    made |= {"shard": [""] * sources.num_rows, "attempts": [0] * sources.num_rows}
     schema = ITEM_SCHEMA.append(pa.field("extra", pa.string()))
-    columns = [made.get(name) or sources[name] for name in schema.names]
     items = pa.Table.from_arrays(
-        [_as_chunked(column, kind) for column, kind in zip(columns, schema.types, strict=True)],
+        [
+            pa.chunked_array([pa.array(made[field.name], field.type)])
+            if field.name in made
+            else sources[field.name]
+            for field in schema
+        ],
         schema=schema,
     )
     return _each_once(items)
@@ -196,14 +200,6 @@ def _sha256(identity: Sequence[Any]) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _as_chunked(column: Any, kind: pa.DataType) -> pa.ChunkedArray:
-    return (
-        column
-        if isinstance(column, pa.ChunkedArray)
-        else pa.chunked_array([pa.array(column, kind)])
-    )
-
-
 def _each_once(items: pa.Table) -> pa.Table:
     """The same source listed twice is one item."""
     numbered = items.append_column("row", pa.array(range(items.num_rows), pa.int64()))
@@ -227,16 +223,19 @@ def _bad_keys(items: pa.Table, report: str) -> Iterator[str]:
 
 
 def _collisions(items: pa.Table, earlier: pa.Table) -> Iterator[str]:
-    taken = dict[str, tuple[str, str]]()
-    for key, target in zip(_list(earlier, "key"), _list(earlier, "output_uri"), strict=True):
-        if target:
-            taken[_folded(target)] = (key, f"the earlier source of {key!r}")
-    rows = zip(*(_list(items, name) for name in ("key", "uri", "output_uri")), strict=True)
-    for key, uri, target in rows:
-        other = taken.setdefault(_folded(target), (key, uri))
-        if other[0] != key or (other[1] != uri and not other[1].startswith("the earlier")):
-            yield f"{other[1]} and {uri} would both be written to {target}"
-        taken[_folded(target)] = (key, uri)
+    earlier_rows = zip(_list(earlier, "output_uri"), _list(earlier, "key"), strict=True)
+    nights = {_folded(target): key for target, key in earlier_rows if target}
+    taken = dict[str, str]()
+    columns = [items[name].to_pylist() for name in ("key", "uri", "offset", "output_uri")]
+    for key, uri, offset, target in zip(*columns, strict=True):
+        source = uri if offset is None else f"{uri} at {offset}"
+        place = _folded(target)
+        if nights.get(place, key) != key:
+            other = f"the earlier source of {nights[place]!r}"
+        else:
+            other = taken.setdefault(place, source)
+        if other is not source:
+            yield f"{other} and {source} would both be written to {target}"
 
 
 def _folded(target: str) -> str:

@@ -9,7 +9,8 @@ that is tuned. Everything a driver raises comes out as one of these:
     ├── PermissionError      refused: rights, or credentials that are missing, wrong or expired
     └── StoreError           anything else; time may cure it
         ├── SourceChangedError   the object is no longer the version asked for
-        └── ThrottledError       the store asks for patience
+        ├── ThrottledError       the store asks for patience
+        └── OverLimitError       more bytes than the caller will take; time cures nothing
 
 A publish is atomic: nobody ever sees a part of an object. fsspec's files opened for writing are
 not used for it, because leaving their `with` block by an exception publishes what was written so
@@ -107,6 +108,10 @@ class SourceChangedError(StoreError):
 
 class ThrottledError(StoreError):
     """The store is overloaded, or asks for fewer requests."""
+
+
+class OverLimitError(StoreError):
+    """There are more bytes than the caller will take; none of them were read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,12 +251,14 @@ class Store:
         offset: int | None = None,
         length: int | None = None,
         version: str | None = None,
+        limit: int | None = None,
     ) -> bytes:
         """The bytes of a file, or `length` of them from `offset` on (default: to the end).
 
         version: where it has the form of an ETag and the store is S3, the read succeeds only on
         that version, else SourceChangedError. Any other version is the manifest's own label: it
         tells items apart and is not checked, nor is an ETag on other stores.
+        limit: bytes that the caller will take; more are refused unread, with OverLimitError.
         Raises StoreError when the range reaches beyond the end.
         """
         start = offset or 0
@@ -259,11 +266,14 @@ class Store:
             raise ValueError(f"offset {offset} and length {length} must not be negative")
         if length == 0:
             return b""
+        if limit is not None and not _is_s3(uri):
+            wanted = (self.stat(uri).size or 0) - start if length is None else length
+            _refuse_over(limit, wanted, uri)
         with _translating(uri):
             if is_local(uri):
                 data = _read_local(absolute(uri), start, length)
             elif _is_s3(uri):
-                data = _read_s3(self._filesystem(uri), uri, start, length, version)
+                data = _read_s3(self._filesystem(uri), uri, start, length, version, limit)
             else:
                 end = None if length is None else start + length
                 data = self._filesystem(uri).cat_file(uri, start=start or None, end=end)
@@ -272,6 +282,11 @@ class Store:
             text = f"wanted {wanted} from offset {start} on, got {len(data)} bytes"
             raise StoreError(errno.EIO, text, redact(uri))
         return data
+
+    def connect(self, uri: str) -> None:
+        """Raises ConfigError when there is no driver for the URI, or it refuses its options."""
+        if not is_local(uri):
+            self._filesystem(uri)
 
     def stat(self, uri: str) -> Stat:
         """Size, time and version of one file. Raises FileNotFoundError when there is none."""
@@ -512,7 +527,9 @@ def _bucket_and_key(fs: Any, uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-def _read_s3(fs: Any, uri: str, start: int, length: int | None, version: str | None) -> bytes:
+def _read_s3(
+    fs: Any, uri: str, start: int, length: int | None, version: str | None, limit: int | None
+) -> bytes:
     bucket, key = _bucket_and_key(fs, uri)
     request = {"Bucket": bucket, "Key": key}
     if start or length is not None:
@@ -520,19 +537,22 @@ def _read_s3(fs: Any, uri: str, start: int, length: int | None, version: str | N
     asked = _ETAG.fullmatch(version or "")
     if asked:
         request["IfMatch"] = f'"{asked[1]}"'
-    data, etag = _get(fs, request)
+    data, etag = _get(fs, request, uri, limit)
     if asked and etag != asked[1]:  # the store ignores If-Match, as rclone does
         text = f"wanted version {asked[1]}, the store has {etag}"
         raise SourceChangedError(errno.ESTALE, text, redact(uri))
     return data
 
 
-def _get(fs: Any, request: Mapping[str, str]) -> tuple[bytes, str]:
+def _get(fs: Any, request: Mapping[str, str], uri: str, limit: int | None) -> tuple[bytes, str]:
     """Body and ETag of one GET. botocore's retries end with the headers: a body that breaks off
     is asked for again here."""
     attempt = 1
     while True:
         response = fs.call_s3("get_object", **request)
+        if limit is not None and response["ContentLength"] > limit:
+            response["Body"].close()
+            _refuse_over(limit, response["ContentLength"], uri)
         try:
             body: Any = sync(fs.loop, _drain, response["Body"])
             return body, response["ETag"].strip('"')
@@ -541,6 +561,11 @@ def _get(fs: Any, request: Mapping[str, str]) -> tuple[bytes, str]:
                 raise
         time.sleep(attempt / 2)
         attempt += 1
+
+
+def _refuse_over(limit: int, wanted: int, uri: str) -> None:
+    if wanted > limit:
+        raise OverLimitError(errno.EFBIG, f"{wanted:,} bytes, limit {limit:,}", redact(uri))
 
 
 async def _drain(body: Any) -> bytes:

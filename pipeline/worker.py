@@ -38,7 +38,7 @@ from pipeline.models import zoo
 from pipeline.models.zoo import ModelSpec
 from pipeline.plan import FORMATS
 from pipeline.records import MESSAGE_LIMIT, Item, Outcome, to_table
-from pipeline.storage import SourceChangedError, Store, redact
+from pipeline.storage import OverLimitError, SourceChangedError, Store, redact
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,15 +161,17 @@ class Worker:
 
     def _fetch(self, item: Item, log: "_Log") -> bytes:
         limit = self._job.limits.max_source_bytes
-        if (item.length or item.size or 0) > limit:
-            size = item.length or item.size
-            raise TooLargeError(
-                "source_too_large", f"{size:,} bytes, limit {limit:,} (limits.max_source_bytes)"
-            )
         try:
             data = self._job.source.read(
-                item.uri, offset=item.offset, length=item.length, version=item.version
+                item.uri,
+                offset=item.offset,
+                length=item.length,
+                version=item.version,
+                limit=limit,
             )
+        except OverLimitError as error:
+            message = f"{_said(error)} (limits.max_source_bytes)"
+            raise TooLargeError("source_too_large", message) from error
         except FileNotFoundError as error:
             raise FetchError("not_found", _said(error)) from error
         except PermissionError as error:
@@ -183,12 +185,7 @@ class Worker:
         return data
 
     def _check_source(self, item: Item, data: bytes, log: "_Log") -> None:
-        limit = self._job.limits.max_source_bytes
-        if len(data) > limit:
-            raise TooLargeError(
-                "source_too_large",
-                f"{len(data):,} bytes, limit {limit:,} (limits.max_source_bytes)",
-            )
+        """Raises FetchError where the manifest says otherwise of the source."""
         whole = item.offset is None and item.length is None
         if whole and item.size is not None and item.size != len(data):
             raise FetchError(

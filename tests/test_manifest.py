@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import tarfile
 
 import pyarrow as pa
@@ -195,6 +196,22 @@ def test_nothing_to_do_is_said(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(ConfigError, match=r"holds no images: 1 other .*\.png"):
         rows(tmp_path)
+
+
+def test_sources_that_nothing_can_read_are_answered_before_anything_starts(tmp_path):
+    (tmp_path / "m.csv").write_text("uri\ns3://b/1.png\nnowhere://b/2.png\n")
+    with pytest.raises(ConfigError, match=r"nowhere://b/2\.png"):
+        rows(tmp_path / "m.csv")
+    (tmp_path / "in").mkdir()
+    with open(os.fsencode(tmp_path / "in") + b"/\xff.png", "wb") as file:
+        file.write(b"x")
+    with pytest.raises(ConfigError, match=r"1 file names are not UTF-8, .*xff\.png"):
+        rows(tmp_path / "in")
+
+
+def test_a_table_without_rows_is_a_night_without_work(tmp_path):
+    (tmp_path / "m.csv").write_text("uri,size\n")
+    assert rows(tmp_path / "m.csv") == []
 
 
 def test_a_wrong_mapping_names_the_columns_there_are(tmp_path):

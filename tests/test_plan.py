@@ -97,6 +97,8 @@ def test_a_source_listed_twice_is_one_item():
         ({"uri": "s3://b/A.png"}, {"uri": "s3://b/a.png"}),
         ({"uri": "s3://b/\u00e9.png"}, {"uri": "s3://b/e\u0301.png"}),
         ({"uri": "s3://b/1.png", "key": "k.png"}, {"uri": "s3://b/2.png", "key": "k.png"}),
+        ({"uri": "s3://b/a.tar", "offset": 512}, {"uri": "s3://b/a.tar", "offset": 2048}),
+        ({"uri": "s3://b/a.png", "version": "1"}, {"uri": "s3://b/a.png", "version": "2"}),
     ],
 )
 def test_two_sources_with_one_output_are_refused_by_name(one, other):
@@ -104,6 +106,13 @@ def test_two_sources_with_one_output_are_refused_by_name(one, other):
         plan.refuse(items(one, other, format="png"), NOTHING, report="s3://out/up/_report")
     assert one["uri"] in str(caught.value)
     assert other["uri"] in str(caught.value)
+
+
+def test_nothing_to_do_is_a_plan_too():
+    table = items()
+    plan.refuse(table, NOTHING, report="s3://out/up/_report")
+    assert left(table, NOTHING).todo.num_rows == 0
+    assert plan.choose(table, 3).num_rows == plan.choose(table, 0.5).num_rows == 0
 
 
 def test_an_output_of_an_earlier_night_is_not_taken_by_another_key():

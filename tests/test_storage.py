@@ -34,6 +34,7 @@ from servers import ROOT, S3Server, start_rclone
 
 from pipeline.errors import ConfigError
 from pipeline.storage import (
+    OverLimitError,
     SourceChangedError,
     Store,
     StoreError,
@@ -143,6 +144,16 @@ def test_a_range_beyond_the_end_is_an_error(place: Place, offset: int, length: i
     store.publish(uri, b"0123456789")
     with pytest.raises(StoreError):
         store.read(uri, offset=offset, length=length)
+
+
+def test_more_than_the_limit_is_refused_with_both_numbers(place: Place) -> None:
+    store, uri = place.store(), f"{place.root}/file"
+    store.publish(uri, b"0123456789")
+    assert store.read(uri, limit=10) == b"0123456789"
+    assert store.read(uri, offset=5, length=2, limit=2) == b"56"
+    for options in ({"limit": 9}, {"offset": 5, "limit": 4}, {"length": 3, "limit": 2}):
+        with pytest.raises(OverLimitError, match=rf"bytes, limit {options['limit']}"):
+            store.read(uri, **options)
 
 
 def test_a_folder_is_listed_in_order(place: Place) -> None:
