@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from pipeline import config
 from pipeline.errors import ConfigError, FatalError
-from pipeline.report.summary import CRASHED, DONE, USAGE
+from pipeline.report.summary import CRASHED, DONE, STOPPED, USAGE
 from pipeline.storage import Store
 
 
@@ -70,6 +70,8 @@ def run(command: str, arguments: Sequence[str]) -> int:
     except (FatalError, OSError) as error:  # OSError: a store gave out in the middle
         print(f"{command}: {error}", file=sys.stderr)
         return CRASHED
+    except KeyboardInterrupt:
+        return STOPPED
 
 
 def main() -> None:

@@ -3,12 +3,10 @@
 import io
 import logging
 import signal
-import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any, cast
 
 import pyarrow as pa
@@ -144,10 +142,11 @@ def _carry_out(session: Session, todo: pa.Table, crew: Fleet) -> Result:
     every_s = session.config.report.commit_s
     recorder = Recorder(session.ledger, session.run_id, every_s=every_s, tick=progress.tick)
     try:
-        with recorder, _stoppable():
+        with recorder, _stoppable() as stop:
             for outcomes in _rounds(session, todo, crew):
-                result.tally.add(outcomes)
-                recorder.add(outcomes)
+                with stop.held_off():
+                    result.tally.add(outcomes)
+                    recorder.add(outcomes)
     except _StoppedError:
         result.stopped = True
     except (ray.exceptions.RayError, FatalError) as error:
@@ -260,19 +259,34 @@ class _Attempts:
         return cast(dict[str, int], ray.get(self._actor.crashes.remote(list(item_ids))))
 
 
-@contextmanager
-def _stoppable() -> Generator[None]:
-    """SIGTERM and SIGINT end the loop inside; what has arrived is committed all the same."""
-    if threading.current_thread() is not threading.main_thread():
+class _Stop:
+    """A handler of signals that interrupts the wait for outcomes, never their bookkeeping."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._held_off = False
+
+    def __call__(self, *_: object) -> None:
+        self._asked = True
+        if not self._held_off:
+            raise _StoppedError
+
+    @contextmanager
+    def held_off(self) -> Generator[None]:
+        self._held_off = True
         yield
-        return
+        self._held_off = False
+        if self._asked:
+            raise _StoppedError
 
-    def stop(number: int, _: FrameType | None) -> None:
-        raise _StoppedError(signal.Signals(number).name)
 
+@contextmanager
+def _stoppable() -> Generator[_Stop]:
+    """SIGTERM and SIGINT end the loop inside; what has arrived is committed all the same."""
+    stop = _Stop()
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
