@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pipeline import config
 from pipeline.errors import ConfigError, FatalError
 from pipeline.report.summary import CRASHED, DONE, STOPPED, USAGE
-from pipeline.storage import Store
+from pipeline.storage import Store, redact
 
 
 def upscale(arguments: Sequence[str]) -> int:
@@ -65,10 +65,10 @@ def run(command: str, arguments: Sequence[str]) -> int:
     try:
         return _COMMANDS[command](arguments)
     except ConfigError as error:
-        print(f"{command}: {error}", file=sys.stderr)
+        print(f"{command}: {redact(str(error))}", file=sys.stderr)
         return USAGE
     except (FatalError, OSError) as error:  # OSError: a store gave out in the middle
-        print(f"{command}: {error}", file=sys.stderr)
+        print(f"{command}: {redact(str(error))}", file=sys.stderr)
         return CRASHED
     except KeyboardInterrupt:
         return STOPPED

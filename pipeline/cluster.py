@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import ray
+from ray._common.utils import get_ray_address_file
 
 from pipeline.config import Workers
 from pipeline.errors import ConfigError
@@ -26,10 +27,18 @@ class Cluster:
 
     local: bool
     """Started by this run, on this machine alone."""
-    nodes: int
-    """Nodes that offer CPUs or GPUs to work with."""
-    cpus: float
-    gpus: float
+    nodes: tuple[tuple[float, float], ...]
+    """CPUs and GPUs of each node that offers any."""
+
+    @property
+    def cpus(self) -> float:
+        """Of all nodes."""
+        return sum(cpus for cpus, _ in self.nodes)
+
+    @property
+    def gpus(self) -> float:
+        """Of all nodes."""
+        return sum(gpus for _, gpus in self.nodes)
 
     @property
     def device(self) -> str:
@@ -48,21 +57,35 @@ class Fleet:
 
 
 def connect() -> Cluster:
-    """Joins the cluster that Ray's own settings name, else starts a local one."""
+    """Joins the cluster that Ray's own settings name, else starts a local one.
+
+    Raises ConfigError when the named one does not answer.
+    """
     # Ray reports a harmless detail of every actor pool at its highest level (ray#53727).
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    if ray.is_initialized():
-        return _survey(local=False)
     # What workers print stays in Ray's logs; what they raise comes to the driver.
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    try:
-        ray.init(address="auto", runtime_env=_our_code(), **quiet)
-    except ConnectionError:
+    address = _named_address()
+    if not ray.is_initialized() and address is None:
         inherited = os.environ.get("PYTHONPATH")
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_ROOT), inherited]))
-        ray.init(include_dashboard=False, object_store_memory=_LOCAL_STORE_BYTES, **quiet)
+        ray.init("local", include_dashboard=False, object_store_memory=_LOCAL_STORE_BYTES, **quiet)
         return _survey(local=True)
+    if not ray.is_initialized():
+        try:
+            ray.init(address, runtime_env=_our_code(), **quiet)
+        except ConnectionError as error:
+            raise ConfigError(f"no Ray cluster answers at {address} (RAY_ADDRESS)") from error
     return _survey(local=False)
+
+
+def _named_address() -> str | None:
+    """RAY_ADDRESS, else the head that `ray start` noted on this machine.
+
+    Ray's own `auto` also joins whatever other Ray process it finds here, private ones included.
+    """
+    noted = Path(get_ray_address_file(None))
+    return os.environ.get("RAY_ADDRESS") or (noted.read_text().strip() if noted.exists() else None)
 
 
 def fleet(cluster: Cluster, wanted: Workers, *, device: str, items: int) -> Fleet:
@@ -71,7 +94,7 @@ def fleet(cluster: Cluster, wanted: Workers, *, device: str, items: int) -> Flee
     Raises ConfigError when the cluster cannot hold them beside the tasks that read the plan.
     """
     gpus = wanted.gpus if wanted.gpus is not None else float(device == "cuda")
-    found = int(cluster.gpus // gpus) if gpus else cluster.nodes
+    found = sum(int(there // gpus) for _, there in cluster.nodes) if gpus else len(cluster.nodes)
     count = wanted.count or found
     if not count:
         raise ConfigError(
@@ -87,7 +110,7 @@ def fleet(cluster: Cluster, wanted: Workers, *, device: str, items: int) -> Flee
             f"cluster's {cluster.cpus:g} CPUs, 1 is needed to read the plan (workers.cpus)"
         )
     needed = min(count, items)
-    return Fleet(needed, math.ceil(needed / max(1, cluster.nodes)), cpus, gpus)
+    return Fleet(needed, math.ceil(needed / max(1, len(cluster.nodes))), cpus, gpus)
 
 
 def _our_code() -> dict[str, Any] | None:
@@ -99,11 +122,6 @@ def _our_code() -> dict[str, Any] | None:
 
 def _survey(*, local: bool) -> Cluster:
     alive = [node for node in cast(list[dict[str, Any]], ray.nodes()) if node["Alive"]]
-    resources = [cast(dict[str, float], node["Resources"]) for node in alive]
-    working = [each for each in resources if each.get("CPU") or each.get("GPU")]
-    return Cluster(
-        local=local,
-        nodes=len(working),
-        cpus=sum(each.get("CPU", 0.0) for each in working),
-        gpus=sum(each.get("GPU", 0.0) for each in working),
-    )
+    offers = [cast(dict[str, float], node["Resources"]) for node in alive]
+    nodes = tuple((offer.get("CPU", 0.0), offer.get("GPU", 0.0)) for offer in offers)
+    return Cluster(local=local, nodes=tuple(node for node in nodes if any(node)))

@@ -12,18 +12,26 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
 from pipeline.errors import ConfigError
+from pipeline.storage import redact
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Device = Literal["cuda", "cpu"]
 Format = Literal["png", "jpeg", "tiff", "webp"]
 Failures = Literal["transient", "all", "none"]
 
-SECRETS = ("key", "secret", "token", "password", "account_key", "sas_token", "connection_string")
+SECRETS = ("key", "secret", "token", "password", "auth", "credential", "connection_string")
 
 
 class Section(BaseModel):
@@ -42,7 +50,7 @@ class Workers(Section):
         default=None, ge=0, description="GPUs a worker asks for; default 1 on CUDA, 0 on CPUs"
     )
     cpus: float | None = Field(
-        default=None, ge=0, description="CPUs a worker asks for; default 2 on CUDA, 0 on CPUs"
+        default=None, ge=0, description="CPUs a worker asks for; default 1 on CUDA, 0 on CPUs"
     )
     threads: int | None = Field(
         default=None, ge=1, description="torch threads; default the node's CPUs over its workers"
@@ -58,13 +66,10 @@ class Workers(Section):
         ge=1,
         description="times an input may take its worker down before it counts as failed",
     )
-    start_timeout_s: float = Field(
-        default=900, gt=0, description="seconds to wait for the cluster to give a first worker"
-    )
     stall_timeout_s: float = Field(
         default=3600,
         gt=0,
-        description="seconds without any finished block after which the run stops",
+        description="seconds without a finished block, or a first worker, that end the run",
     )
 
 
@@ -121,6 +126,16 @@ class Side(Section):
     )
     storage_class: str | None = Field(default=None, description="storage class of what is written")
     options: dict[str, Any] = Field(default={}, description="further fsspec options, as they are")
+
+    @field_validator("options", mode="after")
+    @classmethod
+    def _booleans(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """On the command line every value is a string, and 'false' would count as true."""
+        words = {"true": True, "false": False}
+        return {
+            name: words.get(value, value) if isinstance(value, str) else value
+            for name, value in options.items()
+        }
 
     def fsspec_options(self) -> dict[str, Any]:
         """The options as fsspec's S3 driver names them; `options` wins."""
@@ -214,6 +229,12 @@ class UpscaleConfig(Section):
     scan: Scan = Scan()
     storage: StorageSection = StorageSection()
 
+    @field_validator("carry", mode="before")
+    @classmethod
+    def _word_or_names(cls, value: Any) -> Any:
+        """On the command line a word is a list of one."""
+        return value[0] if value in (["all"], ["none"]) else value
+
     @model_validator(mode="after")
     def _one_size(self) -> "UpscaleConfig":
         if self.scale is not None and self.long_side is not None:
@@ -306,14 +327,20 @@ def digest(made: Mapping[str, Any]) -> str:
 def to_yaml(config: UpscaleConfig) -> str:
     """The configuration as YAML, for the report: complete, without anything secret."""
     values = config.model_dump(mode="json", exclude={"config"})
-    sides = cast(dict[str, dict[str, Any] | None], values["storage"])
-    for side in filter(None, sides.values()):
-        side["options"] = {name: _shown(name, value) for name, value in side["options"].items()}
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(_shown(values), sort_keys=False, allow_unicode=True)
 
 
-def _shown(name: str, value: Any) -> Any:
-    return "***" if any(word in name.lower() for word in SECRETS) else value
+def _shown(value: Any, name: str = "") -> Any:
+    """The value without secrets: by the name of an option, or by the form of a URI."""
+    if isinstance(value, dict):
+        items = cast(dict[str, Any], value).items()
+        return {inner: _shown(held, inner) for inner, held in items}
+    if isinstance(value, list):
+        return [_shown(held, name) for held in cast(list[Any], value)]
+    if isinstance(value, str):
+        secret = any(word in name.lower() for word in SECRETS)
+        return "***" if secret else redact(value)
+    return value
 
 
 def reference() -> str:

@@ -16,6 +16,7 @@ import ray
 import ray.data
 import ray.exceptions
 from ray.data import ActorPoolStrategy, DataContext
+from ray.data.exceptions import ExecutionTimeoutError, SystemException
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import manifest, plan, storage
@@ -24,16 +25,19 @@ from pipeline.cluster import Fleet, connect, fleet
 from pipeline.config import UpscaleConfig
 from pipeline.errors import ConfigError, FatalError
 from pipeline.ledger import Recorder
+from pipeline.manifest import Manifest
 from pipeline.models import zoo
 from pipeline.records import ITEM_SCHEMA, OUTCOME_SCHEMA
 from pipeline.report import summary
 from pipeline.report.progress import Progress
 from pipeline.report.summary import Summary, Tally
 from pipeline.session import Session
+from pipeline.storage import Store
 from pipeline.worker import Job, Worker
 
 pc: Any = pyarrow.compute  # its functions are made at run time, no checker knows them
 
+_RAY_FAILURES = (ray.exceptions.RayError, SystemException, ExecutionTimeoutError)
 # Rows that got lost between a worker and the driver are asked for once more.
 _ROUNDS = 2
 
@@ -78,10 +82,6 @@ class Result:
     error: str | None = None
 
 
-class _StoppedError(BaseException):
-    """SIGTERM or SIGINT; not an Exception, so that nothing on the way takes it for a failure."""
-
-
 def run(config: UpscaleConfig) -> int:
     """Upscales what the manifest names and is not done yet. Returns the exit code.
 
@@ -89,30 +89,31 @@ def run(config: UpscaleConfig) -> int:
     """
     started = time.monotonic()
     try:
+        found = manifest.read(config, Store(config.storage.source.fsspec_options()))
         session = Session.settle(config, lambda: connect().device)
-        work = _plan(session)
+        work = _plan(session, found)
+        print(work.line(), flush=True)
+        if config.dry_run:
+            return summary.DONE
+        crew = _muster(session, work.left.todo.num_rows) if work.left.todo.num_rows else None
+        session.open_report()
     except OSError as error:  # a store that does not answer, or not to us
         raise ConfigError(str(error)) from error
-    print(work.line(), flush=True)
-    if config.dry_run:
-        return summary.DONE
-    crew = _muster(session, work.left.todo.num_rows) if work.left.todo.num_rows else None
-    session.open_report()
     result = _carry_out(session, work.left.todo, crew) if crew else Result()
     made = _summarise(session, work, result, time.monotonic() - started)
-    session.close_report(made.to_json())
+    session.close_report(made.to_json(), seconds_per_item=result.tally.seconds_per_item)
     print("\n".join([*made.lines(), f"results {session.output}", f"report {session.ledger.uri}"]))
     if result.error:
         raise FatalError(result.error)
     return made.exit_code
 
 
-def _plan(session: Session) -> Work:
+def _plan(session: Session, found: Manifest) -> Work:
     config = session.config
-    found = manifest.read(config, session.source_store)
     view = session.ledger.latest()
     items = plan.identify(found.sources, output=session.output, format=config.format)
-    plan.refuse(items, view.select(["key", "output_uri"]), report=session.ledger.uri)
+    earlier = view.select(["key", "output_uri"])
+    plan.refuse(items, earlier, output=session.output, report=session.ledger.uri)
     chosen = plan.choose(items, config.sample)
     left = plan.remaining(
         chosen,
@@ -147,9 +148,9 @@ def _carry_out(session: Session, todo: pa.Table, crew: Fleet) -> Result:
                 with stop.held_off():
                     result.tally.add(outcomes)
                     recorder.add(outcomes)
-    except _StoppedError:
+    except KeyboardInterrupt:
         result.stopped = True
-    except (ray.exceptions.RayError, FatalError) as error:
+    except (*_RAY_FAILURES, FatalError) as error:
         result.error = str(error)
     finally:
         progress.close()
@@ -160,10 +161,11 @@ def _carry_out(session: Session, todo: pa.Table, crew: Fleet) -> Result:
 def _rounds(session: Session, todo: pa.Table, crew: Fleet) -> Iterator[pa.Table]:
     """Outcomes of all items, each once. Raises FatalError when some never come."""
     for number in range(_ROUNDS):
-        rows, seen = plan.block_rows(todo.num_rows, crew.count), set[str]()
+        pace = session.head.get("seconds_per_item")
+        rows, seen = plan.block_rows(todo.num_rows, crew.count, seconds_per_item=pace), set[str]()
         for name, shard in plan.shards(todo, rows):
             extras = _extras(shard)
-            uri = _write_shard(session, f"{number}-{name}", shard)
+            uri = _write_shard(session, f"{number}-{name}", shard.select(ITEM_SCHEMA.names))
             for outcomes in _execute(session, uri, rows, crew):
                 fresh = _without(outcomes, seen)
                 seen.update(cast(list[str], fresh["item_id"].to_pylist()))
@@ -184,7 +186,6 @@ def _execute(session: Session, shard_uri: str, rows: int, crew: Fleet) -> Iterat
     arguments = {"job": _job(session, crew), "attempts": _Attempts.start()}
     yield from (
         ray.data.read_parquet(path, filesystem=filesystem)
-        .select_columns(ITEM_SCHEMA.names)
         .repartition(target_num_rows_per_block=rows)
         .map_batches(
             Worker,
@@ -205,7 +206,6 @@ def _set_context(config: UpscaleConfig) -> None:
     context = DataContext.get_current()
     context.max_errored_blocks = 0  # any other value drops rows without a word
     context.execution_no_progress_timeout_s = config.workers.stall_timeout_s
-    context.wait_for_min_actors_s = int(config.workers.start_timeout_s)
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
     context.print_on_execution_start = False
@@ -269,7 +269,7 @@ class _Stop:
     def __call__(self, *_: object) -> None:
         self._asked = True
         if not self._held_off:
-            raise _StoppedError
+            raise KeyboardInterrupt  # the one exception that Ray's own waiting passes on
 
     @contextmanager
     def held_off(self) -> Generator[None]:
@@ -277,7 +277,7 @@ class _Stop:
         yield
         self._held_off = False
         if self._asked:
-            raise _StoppedError
+            raise KeyboardInterrupt
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import io
 import json
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
@@ -23,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
 
-from pipeline.errors import FatalError
+from pipeline.errors import ConfigError, FatalError
 from pipeline.records import OUTCOME_SCHEMA
 from pipeline.storage import Store, join
 
@@ -41,18 +42,20 @@ class Ledger:
 
     def head(self) -> dict[str, Any]:
         """`latest.json`, empty before the first run."""
+        return self.read_json("latest.json")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A JSON file of the report by its relative name, empty where there is none."""
         try:
-            data = self._store.read(join(self.uri, "latest.json"))
+            return json.loads(self._store.read(join(self.uri, name)))
         except FileNotFoundError:
             return {}
-        try:
-            return json.loads(data)
         except ValueError as error:
-            raise FatalError(f"{self.uri}/latest.json is damaged: {error}") from error
+            raise FatalError(f"{self.uri}/{name} is damaged: {error}") from error
 
     def set_head(self, head: Mapping[str, Any]) -> None:
         """Replaces `latest.json`."""
-        self.write("latest.json", _json(head), "application/json")
+        self.write_json("latest.json", head)
 
     def write(self, name: str, data: bytes, content_type: str) -> None:
         """A file of the report by its relative name."""
@@ -120,6 +123,9 @@ class Ledger:
     def _table(self, uri: str) -> pa.Table:
         try:
             table = pyarrow.parquet.read_table(pa.BufferReader(self._store.read(uri)))
+            for field in OUTCOME_SCHEMA:  # an older version of ours knew fewer columns
+                if field.name not in table.column_names:
+                    table = table.append_column(field, pa.nulls(table.num_rows, field.type))
             return table.select(OUTCOME_SCHEMA.names).cast(OUTCOME_SCHEMA)
         except (pa.ArrowException, KeyError, ValueError) as error:
             raise FatalError(f"the report's file {uri} is damaged: {error}") from error
@@ -131,8 +137,18 @@ class Recorder:
     Used as a context manager; leaving it commits what is left.
     """
 
-    def __init__(self, ledger: Ledger, run_id: str, *, every_s: float, tick: Callable[[], None]):
-        """tick: called after each commit, from the thread."""
+    def __init__(
+        self,
+        ledger: Ledger,
+        run_id: str,
+        *,
+        every_s: float,
+        tick: Callable[[], None],
+        patience_s: float = 300,
+    ) -> None:
+        """tick: called after each commit, from the thread. patience_s: how long the last commit is
+        tried again before FatalError gives its rows up."""
+        self._patience_s = patience_s
         self._ledger = ledger
         self._run_id = run_id
         self._every_s = every_s
@@ -165,36 +181,55 @@ class Recorder:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
-        self.commit()
+        end = time.monotonic() + self._patience_s
+        while not self._commits():
+            if time.monotonic() > end:
+                lost = sum(part.num_rows for part in self._rows)
+                raise FatalError(
+                    f"{lost} rows could not be written to the report {self._ledger.uri} within "
+                    f"{self._patience_s:g} s: their items will be done again"
+                )
+            time.sleep(self._every_s)
 
     def _beat(self) -> None:
         while not self._over.wait(self._every_s):
-            try:
-                self.commit()
-            except OSError as error:
-                print(f"the report cannot be written, trying again: {error}", file=sys.stderr)
+            self._commits()
             self._tick()
+
+    def _commits(self) -> bool:
+        try:
+            self.commit()
+        except (OSError, ConfigError) as error:
+            print(f"the report cannot be written, trying again: {error}", file=sys.stderr)
+            return False
+        return True
 
 
 def latest_view(parts: Iterable[pa.Table]) -> pa.Table:
     """One row a key, sorted by key: OUTCOME_SCHEMA.
 
-    Of a key the source's newest version (the item that finished last), of that item a `done` row
-    before any other, of those the one that finished last.
+    Of a key the source's newest version, which is the item that finished last; of that item a
+    `done` row before any other, of those the one that finished last. What the item was before
+    another version came between does not count: its result has been written over.
     """
     rows = pa.concat_tables([OUTCOME_SCHEMA.empty_table(), *parts])
     if not rows.num_rows:
         return rows
-    last = rows.group_by(["key", "item_id"]).aggregate([("finished_at", "max")])
-    newest = _firsts(last, [("key", "ascending"), ("finished_at_max", "descending"), _BY_ID])
-    ranked = rows.append_column("rank", pc.if_else(pc.equal(rows["status"], "done"), 0, 1))
-    numbered = ranked.append_column("row", pa.array(range(rows.num_rows), pa.int64()))
-    narrow = numbered.select(["key", "item_id", "rank", "finished_at", "run_id", "row"])
-    mine = narrow.join(newest.select(["key", "item_id"]), ["key", "item_id"], join_type="inner")
-    order = [("key", "ascending"), ("rank", "ascending"), ("finished_at", "descending"), _BY_RUN]
-    return rows.take(_firsts(mine, order)["row"])
+    numbered = rows.append_column("row", pa.array(range(rows.num_rows), pa.int64()))
+    narrow = numbered.select(["key", "item_id", "status", "finished_at", "run_id", "row"])
+    newest = _firsts(narrow, [_BY_KEY, _LAST, _BY_ID]).select(["key", "item_id"])
+    known = narrow.join(newest.rename_columns(["key", "newest"]), "key", join_type="inner")
+    is_newest = pc.equal(known["item_id"], known["newest"])
+    others = known.filter(pc.invert(is_newest)).group_by("key").aggregate([("finished_at", "max")])
+    mine = known.filter(is_newest).join(others, "key", join_type="left outer")
+    since = pc.greater(mine["finished_at"], mine["finished_at_max"])
+    mine = mine.filter(pc.fill_null(since, True))
+    ranked = mine.append_column("rank", pc.if_else(pc.equal(mine["status"], "done"), 0, 1))
+    return rows.take(_firsts(ranked, [_BY_KEY, ("rank", "ascending"), _LAST, _BY_RUN])["row"])
 
 
+_BY_KEY = ("key", "ascending")
+_LAST = ("finished_at", "descending")
 _BY_ID = ("item_id", "ascending")
 _BY_RUN = ("run_id", "descending")
 

@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet
 
 from pipeline import storage
@@ -141,6 +140,8 @@ def _is_hidden(uri: str, root: str) -> bool:
 def _source_table(uri: str, store: Store, config: UpscaleConfig) -> pa.Table:
     """One file of a manifest, with our columns."""
     theirs = _read_table(uri, store)
+    if len(set(theirs.column_names)) < len(theirs.column_names):
+        raise ConfigError(f"{uri} has two columns of one name: {', '.join(theirs.column_names)}")
     ours = _mapped(theirs, config.columns, uri)
     if "uri" not in ours:
         raise ConfigError(
@@ -149,6 +150,8 @@ def _source_table(uri: str, store: Store, config: UpscaleConfig) -> pa.Table:
         )
     folder = uri.rpartition("/")[0]
     ours["uri"] = pa.array([_resolved(value, folder, uri) for value in ours["uri"].to_pylist()])
+    if "version" in ours:  # S3 quotes its ETags in some answers and not in others
+        ours["version"] = pc.utf8_trim(ours["version"].cast(pa.string()), '"')
     table = pa.table(ours)
     extra = _extra(theirs, _carried(theirs, config), theirs.num_rows)
     return _conform(table.append_column("extra", extra), uri)
@@ -164,8 +167,8 @@ def _read_table(uri: str, store: Store) -> pa.Table:
             return _read_parquet(data)
         if name.endswith(".csv"):
             return _read_csv(data)
-        return pyarrow.json.read_json(pa.BufferReader(data))
-    except (pa.ArrowException, OSError, EOFError) as error:
+        return _read_jsonl(data)
+    except (pa.ArrowException, OSError, EOFError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"cannot read {uri} as a manifest: {reason}") from error
 
@@ -186,6 +189,15 @@ def _read_csv(data: bytes) -> pa.Table:
     names = pyarrow.csv.open_csv(pa.BufferReader(data)).schema.names
     options = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
     return pyarrow.csv.read_csv(pa.BufferReader(data), convert_options=options)
+
+
+def _read_jsonl(data: bytes) -> pa.Table:
+    """Values as they stand: Arrow's own reader takes a string such as 1999-12-31 for a time."""
+    rows = [json.loads(line) for line in data.splitlines() if line.strip()]
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError("a line holds no JSON object")
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})
 
 
 def _mapped(theirs: pa.Table, columns: Mapping[str, str], uri: str) -> dict[str, pa.Array]:
@@ -209,15 +221,20 @@ def _mapped(theirs: pa.Table, columns: Mapping[str, str], uri: str) -> dict[str,
 
 def _column(theirs: pa.Table, source: str, uri: str) -> pa.Array:
     """A column by its name, or filled into a template such as `s3://{Bucket}/{Key}`."""
-    names = [name for _, name, _, _ in string.Formatter().parse(source) if name]
-    template = bool(names)
+    try:
+        names = [name for _, name, _, _ in string.Formatter().parse(source) if name]
+    except ValueError as error:
+        raise ConfigError(f"{source!r} is no template: {error} (columns)") from error
     missing = sorted(set(names or [source]) - set(theirs.column_names))
     if missing:
         raise ConfigError(
             f"{uri} has no column {missing[0]!r} but {', '.join(theirs.column_names)} (columns)"
         )
-    if not template:
+    if not names:
         return theirs[source].combine_chunks()
+    empty = [name for name in names if theirs[name].null_count]
+    if empty:
+        raise ConfigError(f"{uri}: rows without a {empty[0]} cannot fill {source!r} (columns)")
     parts = [theirs[name].to_pylist() for name in names]
     rows = (dict(zip(names, values, strict=True)) for values in zip(*parts, strict=True))
     return pa.array([source.format(**row) for row in rows], pa.string())
@@ -228,7 +245,8 @@ def _resolved(value: Any, folder: str, table: str) -> str:
         raise ConfigError(f"{table}: a row has the uri {value!r}")
     if "://" in value or value.startswith("/"):
         return storage.absolute(value)
-    return posixpath.normpath(value) if not folder else storage.join(folder, value)
+    scheme, mark, path = folder.rpartition("://")
+    return scheme + mark + posixpath.normpath(f"{path}/{value}")
 
 
 def _carried(theirs: pa.Table, config: UpscaleConfig) -> list[str]:
@@ -286,8 +304,8 @@ def _conform(table: pa.Table, uri: str = "") -> pa.Table:
 
 def _typed(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
     """Cast; an empty string is no value, a time becomes seconds since 1970."""
-    if pa.types.is_string(column.type) and not pa.types.is_string(kind):
-        column = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = pc.if_else(pc.equal(column, ""), pa.scalar(None, column.type), column)
     if pa.types.is_timestamp(column.type):
         micros = column.cast(pa.timestamp("us", column.type.tz)).cast(pa.int64())
         return pc.divide(micros.cast(pa.float64()), 1e6)

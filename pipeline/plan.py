@@ -86,13 +86,13 @@ def identify(sources: pa.Table, *, output: str, format: str) -> pa.Table:
     return _each_once(items)
 
 
-def refuse(items: pa.Table, earlier: pa.Table, *, report: str) -> None:
-    """Raises ConfigError if an item would overwrite another's result, the report, or its source.
+def refuse(items: pa.Table, earlier: pa.Table, *, output: str, report: str) -> None:
+    """Raises ConfigError if an item would overwrite another's result, the report, or any source.
 
-    items: of `identify`. earlier: `key` and `output_uri` of the report's rows. Outputs are compared
-    in NFC and without regard to case, as file systems do.
+    items: of `identify`. earlier: `key` and `output_uri` of the report's rows. output, report:
+    absolute URIs. Outputs are compared in NFC and without regard to case, as file systems do.
     """
-    problems = [*_bad_keys(items, report), *_collisions(items, earlier)]
+    problems = [*_bad_items(items, output, report), *_collisions(items, earlier)]
     if problems:
         more = f" (and {len(problems) - _SHOWN} more)" if len(problems) > _SHOWN else ""
         raise ConfigError("refused: " + "; ".join(problems[:_SHOWN]) + more)
@@ -176,8 +176,11 @@ def shards(todo: pa.Table, rows: int) -> Iterator[tuple[str, pa.Table]]:
 
 
 def _path(uri: str) -> str:
-    """A URI without its scheme, bucket included."""
-    return uri.partition("://")[2].lstrip("/") if "://" in uri else uri.lstrip("/")
+    """A URI without its scheme, bucket included; without a query, which may be a signature."""
+    scheme, mark, path = uri.partition("://")
+    if scheme in ("http", "https"):
+        path = path.partition("?")[0]
+    return (path if mark else uri).lstrip("/")
 
 
 def _target(key: str, format: str) -> tuple[str, str, str]:
@@ -209,17 +212,31 @@ def _each_once(items: pa.Table) -> pa.Table:
     return items.take(pc.take(firsts, pc.sort_indices(firsts)))
 
 
-def _bad_keys(items: pa.Table, report: str) -> Iterator[str]:
-    rows = zip(*(_list(items, name) for name in ("key", "uri", "output_uri")), strict=True)
-    for key, uri, target in rows:
+def _bad_items(items: pa.Table, output: str, report: str) -> Iterator[str]:
+    names = ("key", "uri", "output_uri", "offset", "length")
+    for key, uri, target, offset, length in zip(
+        *(items[n].to_pylist() for n in names), strict=True
+    ):
         if _UNSAFE.search(key) or any(part in ("", ".", "..") for part in key.split("/")):
             yield f"{uri} has the key {key!r}, which is no plain relative path (key)"
         elif len(key.encode("utf-8", "surrogatepass")) > _KEY_BYTES:
             yield f"{uri} has a key of {len(key.encode())} bytes, limit {_KEY_BYTES} (key)"
         elif f"{target}/".startswith(f"{report}/"):
             yield f"{uri} has the key {key!r}, which lies in the report {report} (report.uri)"
-        elif target == uri:
-            yield f"{uri} would be written over by its own result (output)"
+        elif _place(uri).startswith(f"{_place(output)}/"):
+            yield f"{uri} lies in the output {output}, where it could be written over (output)"
+        elif (offset or 0) < 0 or (length or 0) < 0:
+            yield f"{uri} has the offset {offset} and the length {length}, less than 0"
+
+
+def _place(uri: str) -> str:
+    """The URI with one scheme for each store."""
+    scheme, mark, path = uri.partition("://")
+    return (
+        {"s3a": "s3", "gcs": "gs"}.get(scheme.lower(), scheme.lower()) + mark + path
+        if mark
+        else uri
+    )
 
 
 def _collisions(items: pa.Table, earlier: pa.Table) -> Iterator[str]:

@@ -2,11 +2,13 @@
 
 import os
 import platform
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, cast
 
 from pipeline import __version__, storage
@@ -18,6 +20,7 @@ from pipeline.models.zoo import ModelSpec
 from pipeline.storage import Store
 
 _PRECISION: dict[str, Precision] = {"cuda": "fp16", "cpu": "fp32"}
+_A_DAY_S = 86_400
 _VERSIONED = ("ray", "torch", "numpy", "pillow", "pyarrow", "fsspec", "s3fs")
 
 
@@ -94,16 +97,23 @@ class Session:
     def open_report(self) -> None:
         """Writes down what the run is, before it starts; tidies up after runs that died."""
         for run_id in self.ledger.unfinished_runs():
-            self._sweep(run_id)
+            if not _lives(self.ledger.read_json(f"runs/{run_id}/environment.json")):
+                self._sweep(run_id)
+        self.ledger.write_json(self.of_run("environment.json"), _environment())
         config = configuration.to_yaml(self.config).encode()
         self.ledger.write(self.of_run("config.yaml"), config, "application/yaml")
-        self.ledger.write_json(self.of_run("environment.json"), _environment())
         self.ledger.write_json(f"recipes/{self.digest}.json", self.recipe)
         self.ledger.set_head(self.settled_head())
 
-    def close_report(self, summary: Mapping[str, Any]) -> None:
-        """Compacts the report, notes how the run ended and leaves nothing temporary."""
-        self.ledger.compact({**self.settled_head(), "last_run": self.run_id})
+    def close_report(self, summary: Mapping[str, Any], *, seconds_per_item: float | None) -> None:
+        """Compacts the report, notes how the run ended and leaves nothing temporary.
+
+        seconds_per_item: by which the next run sizes its blocks.
+        """
+        head = {**self.settled_head(), "last_run": self.run_id}
+        if seconds_per_item is not None:
+            head["seconds_per_item"] = seconds_per_item
+        self.ledger.compact(head)
         self.ledger.write_json(self.of_run("summary.json"), summary)
         self._sweep(self.run_id)
 
@@ -144,8 +154,18 @@ def _staged(side: Side, root: str, run_id: str) -> Store:
     return Store(side.fsspec_options(), staging=staging)
 
 
+def _lives(environment: Mapping[str, Any]) -> bool:
+    """Whether a run that never noted its end may still be under way: a day long, elsewhere."""
+    if environment.get("host") == platform.node():
+        return Path(f"/proc/{environment.get('pid')}").exists()
+    return time.time() - environment.get("started", 0.0) < _A_DAY_S
+
+
 def _environment() -> dict[str, Any]:
     return {
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "started": time.time(),
         "remaster": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -25,6 +25,7 @@ import torch
 from pipeline.config import Encode, Limits
 from pipeline.engine.upscaler import Upscaler
 from pipeline.errors import (
+    ConfigError,
     FetchError,
     ItemError,
     PublishError,
@@ -180,6 +181,8 @@ class Worker:
             raise FetchError("source_changed", _said(error)) from error
         except OSError as error:
             raise FetchError("fetch_failed", _said(error)) from error
+        except (ConfigError, ValueError) as error:  # a bucket with a space, a NUL in a path
+            raise FetchError("bad_uri", _said(error)) from error
         log.fetched(data)
         self._check_source(item, data, log)
         return data
@@ -377,5 +380,5 @@ class _Company:
                 self._changed.notify_all()
 
 
-def _said(error: OSError) -> str:
+def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"

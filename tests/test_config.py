@@ -28,6 +28,13 @@ def test_flags_take_hyphens_and_underscores(spelling):
     assert config.parse([*REQUIRED, spelling]).dry_run
 
 
+def test_words_and_booleans_of_the_command_line_are_what_they_say():
+    asked = config.parse([*REQUIRED, "--carry", "none", "--storage.source.options", "anon=false"])
+    assert asked.carry == "none"
+    assert asked.storage.source.options == {"anon": False}
+    assert config.parse([*REQUIRED, "--carry", "none,all"]).carry == ["none", "all"]
+
+
 def test_values_keep_their_underscores():
     asked = config.parse([*REQUIRED, "--columns", "uri=my_uri", "--storage.source.profile=a_b"])
     assert asked.columns == {"uri": "my_uri"}
@@ -87,6 +94,14 @@ def test_saved_configurations_hold_no_secret():
     side = {"options": options, "endpoint": "http://store"}
     asked = config.load(None, {"manifest": "a", "output": "b", "storage": {"output": side}})
     saved = config.to_yaml(asked)
+    deep = {
+        "client_kwargs": {"aws_secret_access_key": "geheim"},
+        "headers": {"Authorization": "geheim"},
+    }
+    side["endpoint"] = "http://someone:geheim@store"
+    values = {"manifest": "https://h/m.csv?X-Amz-Signature=geheim", "output": "b"}
+    values["storage"] = {"source": {**side, "options": deep}}
+    assert "geheim" not in config.to_yaml(config.load(None, values))
     assert "geheim" not in saved
     assert "AKIA" not in saved
     assert "http://store" in saved

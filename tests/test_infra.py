@@ -152,7 +152,7 @@ def _closed(schema: Any) -> Any:
 @pytest.fixture(scope="module")
 def validator() -> Draft7Validator:
     if not CRD.exists():
-        pytest.skip(f"KubeRay's definition is not at {CRD}")
+        pytest.skip(f"the shared definition of KubeRay is not at {CRD}")
     crd = yaml.load(gzip.decompress(CRD.read_bytes()), Loader=yaml.CSafeLoader)
     version = next(each for each in crd["spec"]["versions"] if each["name"] == "v1")
     schema = _closed(version["schema"]["openAPIV3Schema"])

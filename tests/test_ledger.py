@@ -47,7 +47,8 @@ def oracle(rows):
     for key in {row[0] for row in rows}:
         mine = [row for row in rows if row[0] == key]
         newest = max(mine, key=lambda row: row[3])[1]
-        of_newest = [row for row in mine if row[1] == newest]
+        others = max((row[3] for row in mine if row[1] != newest), default=-1)
+        of_newest = [row for row in mine if row[1] == newest and row[3] > others]
         view[key] = max(of_newest, key=lambda row: (row[2] == "done", row[3]))
     return {
         key: (f"{key}@{version}", status, START + timedelta(minutes=minute))
@@ -80,12 +81,15 @@ def test_the_latest_view_is_the_oracles_however_the_rows_arrive(history, cut, tw
 def test_commits_and_compactions_in_any_order_give_the_oracles_view(runs, tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("report"))
     ledger, rows = Ledger(Store(), folder), []
+    nightly = Ledger(Store(), str(tmp_path_factory.mktemp("nightly")))
     for number, fragments in enumerate(runs):
         for index, fragment in enumerate(fragments):
             late = numbered(fragment)
             late = [(*row[:3], row[3] + 10 * len(rows) + 1000 * number) for row in late]
             rows += late
             ledger.commit(f"run{number}", index, table(late))
+            nightly.commit(f"run{number}", index, table(late))
+            assert seen(nightly.compact({})) == oracle(rows), "whenever it was compacted"
         if number % 2:
             ledger.compact({})
         assert seen(ledger.latest()) == oracle(rows)
@@ -139,6 +143,22 @@ def test_a_recorder_keeps_rows_that_could_not_be_committed(tmp_path, capsys):
         while "trying again" not in capsys.readouterr().err:
             pass
         blocked.unlink()
+    assert seen(ledger.latest()) == oracle(rows)
+
+
+def test_rows_that_can_never_be_committed_are_counted(tmp_path):
+    (tmp_path / "log").write_text("a file where the folder should be")
+    recorder = Recorder(
+        Ledger(Store(), str(tmp_path)), "run", every_s=0.01, tick=lambda: None, patience_s=0.1
+    )
+    recorder.add(table(numbered([("a", "v1", "done"), ("b", "v1", "done")])))
+    with pytest.raises(FatalError, match="2 rows could not be written"), recorder:
+        pass
+
+
+def test_a_report_of_fewer_columns_is_still_read(tmp_path):
+    ledger, rows = Ledger(Store(), str(tmp_path)), numbered([("a", "v1", "done")])
+    ledger.commit("run", 0, table(rows).drop_columns(["extra", "warnings"]))
     assert seen(ledger.latest()) == oracle(rows)
 
 

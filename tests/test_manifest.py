@@ -175,12 +175,32 @@ def test_probing_asks_the_store_for_what_the_manifest_lacks(tmp_path):
         ("uri,scale\ns3://b/1.png,2\n", "scale are reserved"),
         ("uri,size\ns3://b/1.png,many\n", "column size"),
         ("uri,key\n,x\n", "a row has the uri"),
+        ("uri,uri\na.png,b.png\n", "two columns of one name"),
     ],
 )
 def test_a_table_that_is_no_manifest_is_answered_with_what_it_holds(tmp_path, text, said):
     (tmp_path / "m.csv").write_text(text)
     with pytest.raises(ConfigError, match=said):
         rows(tmp_path / "m.csv")
+
+
+def test_values_of_jsonl_stay_as_they_stand(tmp_path):
+    row = {"uri": "../x/./a.png", "key": "1999-12-31", "version": '"2024-01-01T00:00:00"', "n": 1}
+    (tmp_path / "m.jsonl").write_text(json.dumps(row) + "\n\n")
+    (found,) = rows(tmp_path / "m.jsonl")
+    assert found["uri"] == str(tmp_path.parent / "x" / "a.png")
+    assert (found["key"], found["version"]) == ("1999-12-31", "2024-01-01T00:00:00")
+    (tmp_path / "m.jsonl").write_text("[1, 2]")
+    with pytest.raises(ConfigError, match="no JSON object"):
+        rows(tmp_path / "m.jsonl")
+
+
+def test_templates_that_cannot_be_filled_are_answered(tmp_path):
+    (tmp_path / "m.jsonl").write_text('{"B": "b", "K": "1.png"}\n{"B": "b", "K": null}')
+    with pytest.raises(ConfigError, match="rows without a K cannot fill"):
+        rows(tmp_path / "m.jsonl", columns={"uri": "s3://{B}/{K}"})
+    with pytest.raises(ConfigError, match="is no template"):
+        rows(tmp_path / "m.jsonl", columns={"uri": "s3://{B/{K}"})
 
 
 @pytest.mark.parametrize("name", ["m.parquet", "m.jsonl", "m.csv.gz"])

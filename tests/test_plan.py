@@ -54,6 +54,8 @@ def left(table, latest, **options):
         ({"uri": "s3://b/page.2024.05"}, "auto", "b/page.2024.05.png", "png"),
         ({"uri": "s3://b/x", "key": "007"}, "webp", "007.webp", "webp"),
         ({"uri": "s3://b/.png"}, "auto", "b/.png.png", "png"),
+        ({"uri": "https://host/a.png?X-Amz-Signature=f00"}, "auto", "host/a.png", "png"),
+        ({"uri": "s3://b/a?b.png"}, "auto", "b/a?b.png", "png"),
     ],
 )
 def test_the_output_is_made_of_the_key_and_the_format(source, format, output, made):
@@ -103,14 +105,19 @@ def test_a_source_listed_twice_is_one_item():
 )
 def test_two_sources_with_one_output_are_refused_by_name(one, other):
     with pytest.raises(ConfigError) as caught:
-        plan.refuse(items(one, other, format="png"), NOTHING, report="s3://out/up/_report")
+        plan.refuse(
+            items(one, other, format="png"),
+            NOTHING,
+            output="s3://out/up",
+            report="s3://out/up/_report",
+        )
     assert one["uri"] in str(caught.value)
     assert other["uri"] in str(caught.value)
 
 
 def test_nothing_to_do_is_a_plan_too():
     table = items()
-    plan.refuse(table, NOTHING, report="s3://out/up/_report")
+    plan.refuse(table, NOTHING, output="s3://out/up", report="s3://out/up/_report")
     assert left(table, NOTHING).todo.num_rows == 0
     assert plan.choose(table, 3).num_rows == plan.choose(table, 0.5).num_rows == 0
 
@@ -118,9 +125,16 @@ def test_nothing_to_do_is_a_plan_too():
 def test_an_output_of_an_earlier_night_is_not_taken_by_another_key():
     earlier = pa.table({"key": ["x/a.jpg"], "output_uri": ["s3://out/up/b/a.png"]})
     with pytest.raises(ConfigError, match=r"earlier source of 'x/a.jpg'"):
-        plan.refuse(items({"uri": "s3://b/a.png"}), earlier, report="s3://out/up/_report")
+        plan.refuse(
+            items({"uri": "s3://b/a.png"}),
+            earlier,
+            output="s3://out/up",
+            report="s3://out/up/_report",
+        )
     mine = pa.table({"key": ["b/a.png"], "output_uri": ["s3://out/up/b/a.png"]})
-    plan.refuse(items({"uri": "s3://b/a.png"}), mine, report="s3://out/up/_report")
+    plan.refuse(
+        items({"uri": "s3://b/a.png"}), mine, output="s3://out/up", report="s3://out/up/_report"
+    )
 
 
 @pytest.mark.parametrize(
@@ -129,16 +143,21 @@ def test_an_output_of_an_earlier_night_is_not_taken_by_another_key():
 )
 def test_keys_that_would_leave_the_output_are_refused(key):
     with pytest.raises(ConfigError, match="no plain relative path"):
-        plan.refuse(items({"uri": "s3://b/x.png", "key": key}), NOTHING, report="s3://out/up/_r")
+        plan.refuse(
+            items({"uri": "s3://b/x.png", "key": key}),
+            NOTHING,
+            output="s3://out/up",
+            report="s3://out/up/_r",
+        )
 
 
 def test_nothing_is_written_into_the_report_or_over_its_source():
     inside = items({"uri": "s3://b/x.png", "key": "_report/log/x.png"})
     with pytest.raises(ConfigError, match="lies in the report"):
-        plan.refuse(inside, NOTHING, report="s3://out/up/_report")
-    itself = items({"uri": "s3://out/up/x.png", "key": "x.png"})
-    with pytest.raises(ConfigError, match="written over by its own result"):
-        plan.refuse(itself, NOTHING, report="s3://out/up/_report")
+        plan.refuse(inside, NOTHING, output="s3://out/up", report="s3://out/up/_report")
+    itself = items({"uri": "s3a://out/up/x.png", "key": "y.png"})
+    with pytest.raises(ConfigError, match="lies in the output"):
+        plan.refuse(itself, NOTHING, output="s3://out/up", report="s3://out/up/_report")
 
 
 def test_done_items_are_not_done_again_and_changed_ones_are():

@@ -195,6 +195,13 @@ def test_globs(place: Place, glob: str, expected: list[str]) -> None:
     assert _uris(store, f"{place.root}/{glob}") == [f"{place.root}/{key}" for key in expected]
 
 
+def test_a_folder_whose_name_looks_like_a_glob(place: Place) -> None:
+    store, uri = place.store(), f"{place.root}/Album [1999]"
+    store.publish(f"{uri}/a.png", b"a")
+    store.publish(f"{place.root}/Album 1/b.png", b"b")
+    assert _uris(store, uri) == [f"{uri}/a.png"]
+
+
 def test_what_is_not_there(place: Place) -> None:
     store = place.store()
     store.publish(f"{place.root}/folder/file", b"")

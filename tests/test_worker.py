@@ -99,6 +99,7 @@ def test_everything_that_can_be_wrong_with_an_input_has_its_code(tmp_path, worke
         "source_changed": item(good, size=size + 1),
         "fetch_failed": item(good, offset=size - 5, length=10),
         "source_too_large": item(good, length=2**40),
+        "bad_uri": item(good, uri="/in/\0.png"),
     }
     found = outcomes(worker(), list(rows.values()))
     assert [row["error_code"] for row in found] == list(rows)

@@ -22,14 +22,14 @@ class Strip:
 def plan(height: int, *, rows: int, radius: int, multiple: int = 1) -> list[Strip]:
     """Strips whose kept rows cover the image once, in order.
 
-    height: rows of the image, a multiple of `multiple`. rows: most rows that may be fed at once; it
-    is raised to the least that makes progress (`least_rows`). radius: the network's receptive
-    radius. multiple: what starts and ends of fed rows are multiples of (pixel-unshuffle).
+    height: rows of the image, a multiple of `multiple`. rows: most rows that may be fed at once, at
+    least `least_rows`. radius: the network's receptive radius. multiple: what starts and ends of
+    fed rows are multiples of (pixel-unshuffle).
     """
     if height <= rows:
         return [Strip(0, 0, height, height)]
     halo = _up(radius, multiple)
-    kept = max(rows - 2 * halo, multiple) // multiple * multiple
+    kept = (rows - 2 * halo) // multiple * multiple
     starts = range(0, height, kept)
     stops = [min(start + kept, height) for start in starts]
     return [
@@ -38,9 +38,13 @@ def plan(height: int, *, rows: int, radius: int, multiple: int = 1) -> list[Stri
     ]
 
 
-def least_rows(radius: int, multiple: int = 1) -> int:
-    """Rows of the smallest strip in the middle of an image: below it nothing is saved."""
-    return 2 * _up(radius, multiple) + multiple
+def least_rows(height: int, radius: int, multiple: int = 1) -> int:
+    """Rows that must be feedable at once for an image of this height.
+
+    A third of them is kept: smaller strips would compute every row more than three times, up to
+    several hundred times for a deep network.
+    """
+    return min(height, 3 * max(_up(radius, multiple), multiple))
 
 
 def _up(value: int, multiple: int) -> int:

@@ -5,8 +5,11 @@ the strips were. Colour goes through in straight RGB, gray as three equal channe
 back, alpha as a gray picture of its own.
 """
 
+import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, cast
 
 import numpy as np
@@ -20,9 +23,10 @@ from pipeline.images.image import Pixels
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-# On the CPU strips pay for themselves: large activations are not faulted in again and again.
-_CPU_BUDGET_BYTES = 2**30
-_SHARE_OF_FREE_MEMORY = 0.7
+# Of all the memory there is, not of what happens to be free: the strips, and with them the rounding
+# of sums, are the same on every worker and every night.
+_SHARE_OF_DEVICE, _SHARE_OF_HOST = 0.6, 0.3
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 class Shape(Protocol):
@@ -59,7 +63,7 @@ class Upscaler:
         """model: a generator in fp32, in evaluation mode; it is moved to the device.
 
         precision: fp32, fp16 or bf16, of the network's body. budget_bytes: activations that may be
-        held at once; default 70 % of the free memory on CUDA, 1 GiB on the CPU.
+        held at once; default 60 % of the device's memory on CUDA, 30 % of the host's on the CPU.
         Raises ConfigError for a network that cannot be applied to pictures.
         """
         self._shape = cast(Shape, model.shape)
@@ -73,7 +77,6 @@ class Upscaler:
         self._full = model.to(self._device).to(memory_format=torch.channels_last)  # pyright: ignore
         self._model = self._full if precision == "fp32" else _cast(model, DTYPES[precision])
         self._budget_bytes = budget_bytes or _default_budget(self._device)
-        self._item_bytes = DTYPES[precision].itemsize
         _exact_kernels()
 
     @property
@@ -102,28 +105,28 @@ class Upscaler:
 
     @torch.inference_mode()
     def _upscale(self, model: nn.Module, pixels: Pixels, size: tuple[int, int]) -> Pixels:
-        """The picture in strips as large as the device allows, from its start for each size."""
-        width = pixels.shape[1] + self._shape.multiple - 1
-        while True:
-            rows = self._budget_bytes // (self._shape.peak_values * self._item_bytes * width)
+        """The picture in strips as large as the budget allows; out of memory, again in smaller."""
+        shape = self._shape
+        planes = _to_planes(pixels, shape.in_channels)
+        height, width = (_up(side, shape.multiple) for side in pixels.shape[:2])
+        row_bytes = shape.peak_values * width * next(model.parameters()).dtype.itemsize
+        least = sweep.least_rows(height, shape.radius, shape.multiple)
+        rows = min(height, self._budget_bytes // row_bytes)
+        while rows >= least:
             try:
-                planes = _to_planes(pixels, self._shape.in_channels)
                 parts = [self._plane(model, plane, size, rows) for plane in planes]
                 return _joined(parts, pixels.shape[2])
-            except torch.OutOfMemoryError as error:
-                self._shrink(rows, width, error)
-
-    def _shrink(self, rows: int, width: int, error: torch.OutOfMemoryError) -> None:
-        """Half the budget from here on; TooLargeError when that would not make strips smaller."""
-        torch.cuda.empty_cache()
-        least = sweep.least_rows(self._shape.radius, self._shape.multiple)
-        if rows <= least:
-            raise TooLargeError(
-                "device_memory",
-                f"out of memory at strips of {least} rows of {width} pixels, the least for this "
-                f"network ({self._budget_bytes / 1e9:.2f} GB of activations, limits.device_bytes)",
-            ) from error
-        self._budget_bytes //= 2
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+            rows //= 2
+        raise TooLargeError(
+            "device_memory",
+            f"{width} x {height} pixels need {least * row_bytes / 1e9:.2f} GB at strips of "
+            f"{least} rows, {rows * row_bytes / 1e9:.2f} GB fit (limits.device_bytes)",
+        )
 
     def _plane(self, model: nn.Module, plane: "_Plane", size: tuple[int, int], rows: int) -> Tensor:
         """uint8 (C, height, width) on the host, of the final size."""
@@ -181,10 +184,18 @@ def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def _default_budget(device: torch.device) -> int:
-    if device.type != "cuda":
-        return _CPU_BUDGET_BYTES
-    free, _ = torch.cuda.mem_get_info(device)
-    return int(free * _SHARE_OF_FREE_MEMORY)
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory * _SHARE_OF_DEVICE)
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in _CGROUP_LIMITS:  # what a container may use of it
+        with contextlib.suppress(OSError, ValueError):
+            limits.append(int(Path(file).read_text()))
+    return int(min(limits) * _SHARE_OF_HOST)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """CUDA has an exception of its own for it, the CPU's allocator only a text."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _exact_kernels() -> None:
@@ -197,16 +208,18 @@ def _exact_kernels() -> None:
 def _to_planes(pixels: Pixels, channels: int) -> list[_Plane]:
     """The picture as inputs of a network with so many channels."""
     x_chw = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    gray, has_alpha = len(x_chw) < 3, len(x_chw) in (2, 4)
+    # Opaque stays exactly opaque: a network would ring at the borders.
+    if has_alpha and channels < 4 and bool((x_chw[-1] == 255).all()):
+        x_chw, has_alpha = x_chw[:-1], False
     if channels == 1:
         return [_Plane(channel[None], gray=True) for channel in x_chw]
-    gray, has_alpha = len(x_chw) < 3, len(x_chw) in (2, 4)
     colour = x_chw[:1].expand(3, -1, -1) if gray else x_chw[:3]
     alpha = x_chw[-1:] if has_alpha else torch.full_like(x_chw[:1], 255)
     if channels == 4:
         return [_Plane(torch.cat([colour, alpha]), gray=False)]
     planes = [_Plane(colour, gray)]
-    # Opaque stays exactly opaque: a network would ring at the borders.
-    if has_alpha and not bool((alpha == 255).all()):
+    if has_alpha:
         planes.append(_Plane(alpha.expand(3, -1, -1), gray=True))
     return planes
 
@@ -225,12 +238,16 @@ def _joined(parts: list[Tensor], channels: int) -> Pixels:
 def _pad(x_chw: Tensor, multiple: int) -> Tensor:
     """Reflected at the right and the bottom, repeated where there is too little to reflect."""
     height, width = x_chw.shape[1:]
-    right, bottom = -width % multiple, -height % multiple
+    right, bottom = _up(width, multiple) - width, _up(height, multiple) - height
     if not (right or bottom):
         return x_chw
     mode = "reflect" if right < width and bottom < height else "replicate"
     padded = functional.pad(x_chw[None].float(), (0, right, 0, bottom), mode=mode)
     return padded[0].to(torch.uint8)
+
+
+def _up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
 
 
 def _quantise(x_chw: Tensor) -> Tensor:

@@ -52,6 +52,8 @@ def decode(data: bytes, *, max_pixels: int) -> Image:
             return _image(opened, facts)
     except ItemError:
         raise
+    except MemoryError as error:
+        raise TooLargeError("decode_memory", f"no memory to decode {len(data)} bytes") from error
     except PIL.UnidentifiedImageError as error:
         raise DecodeError("not_an_image", _what_it_is(data)) from error
     # The codec boundary: mutated files make Pillow raise nearly anything (ValueError, RuntimeError,

@@ -19,6 +19,7 @@ CONTENT_TYPES = {
 
 # Pixels a side: libjpeg-turbo's limit (the format's is 65,535), and WebP's 14 bits.
 _MAX_SIDE = {"jpeg": 65_500, "webp": 16_383}
+_MAX_DPI = 65_535  # JPEG's two bytes
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _TIFF_PREDICTOR, _HORIZONTAL = 317, 2
 _CLASSIC_TIFF_BYTES = 3_500_000_000
@@ -63,15 +64,19 @@ def encode(
     if picture.mode != _MODES[channels]:
         raise EncodeError("encode_failed", f"{channels} channels became mode {picture.mode}")
     options = _options(format, settings, samples.nbytes)
-    if icc_profile:
+    if icc_profile and format == "webp" and channels < 3:
+        warnings += ("icc_dropped",)  # WebP makes RGB of gray, which a gray profile does not fit
+    elif icc_profile:
         options["icc_profile"] = icc_profile
-    if dpi and format != "webp":
-        options["dpi"] = dpi
-    elif dpi:
+    if dpi and (format == "webp" or max(dpi) > _MAX_DPI):
         warnings += ("dpi_dropped",)
+    elif dpi:
+        options["dpi"] = dpi
     file = io.BytesIO()
     try:
         picture.save(file, **options)
+    except MemoryError as error:
+        raise TooLargeError("encode_memory", f"no memory to encode as {format}") from error
     # The codec boundary, as in decode: what an encoder raises means this one picture.
     except Exception as error:
         message = f"{format}: {type(error).__name__}: {error}"

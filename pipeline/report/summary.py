@@ -43,6 +43,11 @@ class Tally:
         """Rows counted."""
         return self.done + self.failed + self.skipped
 
+    @property
+    def seconds_per_item(self) -> float | None:
+        """Device time of a done item, on average."""
+        return self.stage_s["upscale"] / self.done if self.done else None
+
 
 _COUNTED = [
     "status",

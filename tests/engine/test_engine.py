@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.engine import sweep
 from pipeline.engine.upscaler import Upscaler
-from pipeline.errors import ConfigError, UpscaleError
+from pipeline.errors import ConfigError, TooLargeError, UpscaleError
 from pipeline.models.rrdbnet import RRDBNet, RRDBNetShape
 from pipeline.models.srvgg import SRVGGNetCompact, SRVGGShape
 
@@ -49,9 +49,10 @@ def whole(net, pixels):
 
 
 @exact
-@given(st.integers(1, 400), st.integers(-5, 300), st.integers(0, 60), st.sampled_from([1, 2, 4]))
-def test_strips_cover_every_row_once_and_see_their_whole_surroundings(count, rows, radius, unit):
+@given(st.integers(1, 400), st.integers(0, 300), st.integers(0, 60), st.sampled_from([1, 2, 4]))
+def test_strips_cover_every_row_once_and_see_their_whole_surroundings(count, more, radius, unit):
     height = -(-count // unit) * unit
+    rows = sweep.least_rows(height, radius, unit) + more
     strips = sweep.plan(height, rows=rows, radius=radius, multiple=unit)
     assert [strip.start for strip in strips] == [0, *(strip.stop for strip in strips[:-1])]
     assert strips[-1].stop == height
@@ -60,7 +61,8 @@ def test_strips_cover_every_row_once_and_see_their_whole_surroundings(count, row
         assert strip.bottom == height or strip.bottom - strip.stop >= radius
         assert 0 <= strip.top <= strip.start < strip.stop <= strip.bottom <= height
         assert strip.top % unit == strip.bottom % unit == 0
-        assert strip.bottom - strip.top <= max(rows, sweep.least_rows(radius, unit))
+        assert strip.bottom - strip.top <= rows
+    assert sum(strip.bottom - strip.top for strip in strips) <= 3 * height + rows
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -70,7 +72,9 @@ def test_strips_give_what_the_whole_image_gives(name, height, width, rows):
     shape, net = SHAPES[name], network(SHAPES[name])
     pixels = noise(height, width, 3)
     unit = shape.multiple
-    budget = max(rows * (width + unit - 1) * shape.peak_values * 4, 1)
+    full_height, full_width = (-(-side // unit) * unit for side in (height, width))
+    rows = max(rows, sweep.least_rows(full_height, shape.radius, unit))
+    budget = rows * full_width * shape.peak_values * 4
     upscaled = Upscaler(net, device="cpu", precision="fp32", budget_bytes=budget)(pixels)
     padded = np.pad(
         pixels,
@@ -81,6 +85,33 @@ def test_strips_give_what_the_whole_image_gives(name, height, width, rows):
     assert upscaled.pixels.shape == wanted.shape
     assert np.abs(upscaled.pixels - wanted).max() <= 0.5 + 1e-3
     assert upscaled.warnings == ()
+
+
+def test_what_does_not_fit_is_an_error_with_both_numbers_and_the_knob():
+    shape = SHAPES["rrdb-x4"]
+    budget = 3 * shape.radius * 24 * shape.peak_values * 4
+    upscaler = Upscaler(network(shape), device="cpu", precision="fp32", budget_bytes=budget)
+    assert upscaler(noise(100, 24, 3)).pixels.shape == (400, 96, 3)
+    with pytest.raises(TooLargeError, match=r"25 x 100 pixels need .* rows, .* fit .*device_bytes"):
+        upscaler(noise(100, 25, 3))
+
+
+class Forgetful(SRVGGNetCompact):
+    """A network that runs out of memory above so many rows, as the CPU's allocator says it."""
+
+    def forward(self, x_bchw):
+        if x_bchw.shape[2] > 40:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")
+        return super().forward(x_bchw)
+
+
+def test_out_of_memory_repeats_the_whole_picture_in_smaller_strips():
+    net = network(SHAPES["compact"])
+    small = Forgetful(SHAPES["compact"]).eval()
+    small.load_state_dict(net.state_dict())
+    pixels = noise(90, 12, 3)
+    got = Upscaler(small, device="cpu", precision="fp32")(pixels).pixels
+    assert np.abs(got - whole(net, pixels)).max() <= 0.5 + 1e-3
 
 
 def test_a_halo_one_row_too_small_would_be_seen():
@@ -121,6 +152,10 @@ def test_networks_of_one_and_four_channels_take_every_picture(channels, picture)
     shape = SRVGGShape(in_channels=channels, out_channels=channels, features=8, convs=1, scale=2)
     upscaler = Upscaler(network(shape), device="cpu", precision="fp32")
     assert upscaler(noise(5, 6, picture)).pixels.shape == (10, 12, picture)
+    if picture in (2, 4) and channels == 1:
+        opaque = noise(5, 6, picture)
+        opaque[..., -1] = 255
+        assert upscaler(opaque).pixels[..., -1].min() == 255
 
 
 def test_other_channels_are_refused_with_both_numbers():

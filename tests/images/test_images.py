@@ -153,6 +153,12 @@ def test_profile_and_resolution_go_through_and_what_is_lost_is_said():
     assert read(saved(picture, "PNG")).warnings == ("icc_untagged",)
 
 
+def test_a_gray_profile_does_not_go_into_a_picture_that_becomes_rgb():
+    file, warnings = encode(noise(8, 8, 1), "webp", Encode(), icc_profile=b"profile")
+    assert warnings == ("icc_dropped",)
+    assert read(file).icc_profile is None
+
+
 def png16(colour_type):
     channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour_type]
     header = struct.pack(">IIBBBBB", 2, 2, 16, colour_type, 0, 0, 0)

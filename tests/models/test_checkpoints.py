@@ -365,7 +365,7 @@ def test_description_says_what_a_person_wants_to_know() -> None:
     }
 
 
-@pytest.mark.skipif(not OFFICIAL.exists(), reason="the released weights are not here")
+@pytest.mark.skipif(not OFFICIAL.exists(), reason="the shared weights are not here")
 def test_the_released_animevideov3_loads() -> None:
     entry = ZOO["realesr-animevideov3"]
     assert hashlib.sha256(OFFICIAL.read_bytes()).hexdigest() == entry.sha256
