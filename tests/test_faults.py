@@ -3,6 +3,7 @@
 import os
 import signal
 import textwrap
+import time
 
 import pytest
 from running import (
@@ -136,6 +137,18 @@ def test_a_stopped_run_keeps_what_it_has_and_goes_on_later(runs, undisturbed):
     runs.upscale(*asked)
     assert summary(output)["done_before"] == made["done"]
     check_exact(output, paths, undisturbed)
+
+
+def test_a_run_that_waits_for_workers_can_be_stopped(runs):
+    paths, output = pictures(runs.folder / "in", 2), runs.folder / "out"
+    asked = ("--manifest", paths[0].parent, "--output", output)
+    process = runs.start(*asked, "--workers.gpus", "1", "--workers.count", "1")
+    wait_for(lambda: list(output.glob("_report/runs/*/shards/*")) or process.poll() is not None)
+    time.sleep(5)  # until it waits inside Ray
+    process.terminate()
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == 5, said
+    assert summary(output)["not_started"] == 2
 
 
 def test_a_killed_worker_costs_nothing(runs, undisturbed):
