@@ -25,7 +25,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 # Of all the memory there is, not of what happens to be free: the strips, and with them the rounding
 # of sums, are the same on every worker and every night.
-_SHARE_OF_DEVICE, _SHARE_OF_HOST = 0.6, 0.3
+_SHARE_OF_DEVICE, _SHARE_OF_HOST = 0.6, 0.5
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -63,7 +63,7 @@ class Upscaler:
         """model: a generator in fp32, in evaluation mode; it is moved to the device.
 
         precision: fp32, fp16 or bf16, of the network's body. budget_bytes: activations that may be
-        held at once; default 60 % of the device's memory on CUDA, 30 % of the host's on the CPU.
+        held at once; default 60 % of the device's memory on CUDA, half of the host's on the CPU.
         Raises ConfigError for a network that cannot be applied to pictures.
         """
         self._shape = cast(Shape, model.shape)
