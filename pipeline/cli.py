@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from pipeline import config
 from pipeline.errors import ConfigError, FatalError
@@ -26,12 +27,13 @@ def upscale(arguments: Sequence[str]) -> int:
 
 def models(arguments: Sequence[str]) -> int:
     """`jobs/models.py`: the zoo, and what a checkpoint holds. Returns the exit code."""
-    parser = argparse.ArgumentParser("models.py", description=models.__doc__)
+    about = "The released generators, and what a checkpoint holds."
+    parser = argparse.ArgumentParser("models.py", description=about)
     actions = parser.add_subparsers(dest="action", required=True)
     actions.add_parser("list", help="the released generators")
     fetch = actions.add_parser("fetch", help="bring them to this node's cache, verified")
     fetch.add_argument("name", nargs="+")
-    inspect = actions.add_parser("inspect", help="what a checkpoint file holds")
+    inspect = actions.add_parser("inspect", help="what a checkpoint holds: a file, a URI or a name")
     inspect.add_argument("file")
     asked = parser.parse_args(arguments)
     from pipeline.models import checkpoints, zoo
@@ -40,14 +42,19 @@ def models(arguments: Sequence[str]) -> int:
         print(zoo.table())
     elif asked.action == "fetch":
         for name in asked.name:
-            spec = zoo.resolve(name, store=Store(), models_uri=os.environ.get("REMASTER_MODELS"))
-            cache = zoo.default_cache_dir()
-            paths = zoo.materialise(spec, store=Store(), cache_dir=cache)
-            print("\n".join(map(str, paths)))
+            print("\n".join(map(str, _fetched(name))))
     else:
-        found = checkpoints.describe(checkpoints.load(_read(asked.file)))
+        file = str(_fetched(asked.file)[0]) if asked.file in zoo.ZOO else asked.file
+        found = checkpoints.describe(checkpoints.load(_read(file)))
         print("\n".join(f"{name:16} {value}" for name, value in found.items()))
     return DONE
+
+
+def _fetched(name: str) -> list[Path]:
+    from pipeline.models import zoo
+
+    spec = zoo.resolve(name, store=Store(), models_uri=os.environ.get("REMASTER_MODELS"))
+    return zoo.materialise(spec, store=Store(), cache_dir=zoo.default_cache_dir())
 
 
 def _read(file: str) -> bytes:

@@ -3,6 +3,9 @@
 import logging
 import math
 import os
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -69,14 +72,32 @@ def connect() -> Cluster:
     if not ray.is_initialized() and address is None:
         inherited = os.environ.get("PYTHONPATH")
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_ROOT), inherited]))
-        ray.init("local", include_dashboard=False, object_store_memory=_LOCAL_STORE_BYTES, **quiet)
+        with _hushed():
+            ray.init(
+                "local", include_dashboard=False, object_store_memory=_LOCAL_STORE_BYTES, **quiet
+            )
         return _survey(local=True)
     if not ray.is_initialized():
         try:
-            ray.init(address, runtime_env=_our_code(), **quiet)
+            with _hushed():
+                ray.init(address, runtime_env=_our_code(), **quiet)
         except ConnectionError as error:
             raise ConfigError(f"no Ray cluster answers at {address} (RAY_ADDRESS)") from error
     return _survey(local=False)
+
+
+@contextmanager
+def _hushed() -> Generator[None]:
+    """Ray's core announces its log level on stderr at every start, whatever the level."""
+    sys.stderr.flush()
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
 
 
 def _named_address() -> str | None:

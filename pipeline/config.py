@@ -213,7 +213,8 @@ class UpscaleConfig(Section):
         description="failures that still count as success: below 1 a share, else a count",
     )
     probe: bool = Field(
-        default=False, description="ask the store for versions that the manifest lacks"
+        default=False,
+        description="ask the store for missing versions (part of identity: from the first run on)",
     )
     columns: dict[str, str] = Field(
         default={},
@@ -251,7 +252,7 @@ class UpscaleConfig(Section):
 
 # Both bases declare `model_config`, each with a type of its own.
 class _Flags(BaseSettings, UpscaleConfig):  # pyright: ignore[reportIncompatibleVariableOverride]
-    """The same keys, for the command line's parser alone."""
+    """Upscale every picture of a manifest with a Real-ESRGAN generator."""  # heads --help
 
     model_config = SettingsConfigDict(
         extra="forbid",
@@ -274,7 +275,8 @@ def parse(arguments: Sequence[str]) -> UpscaleConfig:
     try:
         flags = CliSettingsSource(_Flags, cli_parse_args=dashed)()
     except SettingsError as error:
-        raise ConfigError(f"{_plain(str(error))}; --help lists the keys") from error
+        message = _plain(str(error))
+        raise ConfigError(f"{message}; {_hint(message)}--help lists the keys") from error
     return load(flags.get("config"), flags)
 
 
@@ -403,6 +405,14 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
         both = isinstance(old, Mapping) and isinstance(value, Mapping)
         values[name] = _merged(cast(Any, old), cast(Any, value)) if both else value
     return values
+
+
+def _hint(message: str) -> str:
+    """The flag that was probably meant."""
+    flags = [f"--{key.replace('_', '-')}" for key in _all_keys(UpscaleConfig)]
+    wrong = next((word for word in message.split() if word.startswith("--")), "")
+    close = difflib.get_close_matches(wrong.partition("=")[0], flags, n=1)
+    return f"did you mean {close[0]}? " if close and "unrecognized" in message else ""
 
 
 def _plain(message: str) -> str:

@@ -3,6 +3,7 @@
 import io
 import logging
 import signal
+import sys
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -92,7 +93,7 @@ def run(config: UpscaleConfig) -> int:
         found = manifest.read(config, Store(config.storage.source.fsspec_options()))
         session = Session.settle(config, lambda: connect().device)
         work = _plan(session, found)
-        print(work.line(), flush=True)
+        print(work.line(), session.line(), sep="\n", flush=True)
         if config.dry_run:
             return summary.DONE
         crew = _muster(session, work.left.todo.num_rows) if work.left.todo.num_rows else None
@@ -122,6 +123,7 @@ def _plan(session: Session, found: Manifest) -> Work:
         on_change=config.on_change,
         retry_failed=config.retry_failed,
         limit=config.limit,
+        difference=session.difference,
     )
     seen = [found.sources[name].null_count for name in ("version", "size")]
     versioned = min(seen) < found.sources.num_rows
@@ -139,6 +141,7 @@ def _muster(session: Session, items: int) -> Fleet:
 def _carry_out(session: Session, todo: pa.Table, crew: Fleet) -> Result:
     """Everything that needs workers. Commits outcomes as they arrive."""
     result = Result(workers=crew.count)
+    print(f"starting {crew.count} workers", file=sys.stderr, flush=True)
     progress = Progress(todo.num_rows, result.tally)
     every_s = session.config.report.commit_s
     recorder = Recorder(session.ledger, session.run_id, every_s=every_s, tick=progress.tick)

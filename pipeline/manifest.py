@@ -49,7 +49,7 @@ def read(config: UpscaleConfig, store: Store) -> Manifest:
     uri = storage.absolute(config.manifest)
     files = list(store.list(uri))
     if not files:
-        raise ConfigError(f"the manifest {uri} holds no file (manifest)")
+        raise ConfigError(f"there is no file at the manifest {uri} (manifest)")
     root = _root(uri, files)
     images = [file for file in files if _is_image(file.uri, config.scan.suffixes)]
     if images or not any(_is_table(file.uri) for file in files):

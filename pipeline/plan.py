@@ -5,7 +5,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -66,7 +66,7 @@ def identify(sources: pa.Table, *, output: str, format: str) -> pa.Table:
     columns = [sources[name].to_pylist() for name in names]
     for uri, key, offset, version, size, mtime in zip(*columns, strict=True):
         name = unicodedata.normalize("NFC", key or _path(uri))
-        stem, kind, suffix = _target(name, format)
+        stem, kind, suffix = _target(name, _path(uri), format)
         identity = [name, uri, offset, version if version else [size, mtime]]
         made["item_id"].append(_sha256(identity))
         made["key"].append(name)
@@ -117,12 +117,13 @@ def remaining(
     on_change: str,
     retry_failed: str,
     limit: int | None = None,
+    difference: Callable[[str], str] = lambda digest: f"recipe {digest[:12]}",
 ) -> Remaining:
     """What of the items is left to do, given the report's latest view.
 
     latest: OUTCOME_SCHEMA, one row a key. recipe: digest of this run's. on_change, retry_failed,
-    limit: as configured. Raises ConfigError where results of another recipe exist and on_change is
-    `refuse`.
+    limit: as configured. difference: says how another recipe differs from this one. Raises
+    ConfigError where results of another recipe exist and on_change is `refuse`.
     """
     known = _known(items, latest)
     same = pc.equal(known["item_id"], known["known_id"])
@@ -133,9 +134,8 @@ def remaining(
     if others and on_change == "refuse":
         old = known.filter(_true(other))["known_recipe"][0].as_py()
         raise ConfigError(
-            f"{others} results in this output were made by another recipe ({old[:12]}, now "
-            f"{recipe[:12]}; see recipes/ in the report): on_change keep counts them as done, "
-            "redo makes them again"
+            f"{others} results in this output were made otherwise ({difference(old)}): "
+            "on_change keep counts them as done, redo makes them again"
         )
     done = has_result if on_change == "keep" else pc.and_(has_result, mine)
     failed = pc.and_(pc.and_(same, mine), pc.equal(known["status"], "failed"))
@@ -183,19 +183,22 @@ def _path(uri: str) -> str:
     return (path if mark else uri).lstrip("/")
 
 
-def _target(key: str, format: str) -> tuple[str, str, str]:
-    """Stem, format and suffix of the result, from the key's name alone."""
-    stem, dot, ending = key.rpartition(".")
-    suffix = dot + ending
-    known = suffix.lower() in FORMATS or suffix.lower() in _OTHERS
-    if not known or not stem or stem.endswith("/"):
-        stem, suffix = key, ""
-    if format != "auto":
-        return stem, format, _SUFFIXES[format]
-    if suffix.lower() in FORMATS:
-        return stem, FORMATS[suffix.lower()], suffix
-    kind = "tiff" if suffix else "png"
-    return stem, kind, _SUFFIXES[kind]
+def _target(key: str, uri: str, format: str) -> tuple[str, str, str]:
+    """Stem, format and suffix of the result, from names alone: the source's, else the key's."""
+    stem, suffix = _split(key)
+    suffix = _split(uri)[1] or suffix
+    own = FORMATS.get(suffix.lower())
+    kind = format if format != "auto" else own or ("tiff" if suffix else "png")
+    return stem, kind, suffix if own == kind else _SUFFIXES[kind]
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Stem and suffix of a picture's name; no suffix where it is none of a picture."""
+    stem, dot, ending = name.rpartition(".")
+    suffix = (dot + ending).lower()
+    if (suffix in FORMATS or suffix in _OTHERS) and stem and not stem.endswith("/"):
+        return stem, dot + ending
+    return name, ""
 
 
 def _sha256(identity: Sequence[Any]) -> str:
@@ -252,7 +255,10 @@ def _collisions(items: pa.Table, earlier: pa.Table) -> Iterator[str]:
         else:
             other = taken.setdefault(place, source)
         if other is not source:
-            yield f"{other} and {source} would both be written to {target}"
+            yield (
+                f"{other} and {source} would both be written to {target} "
+                "(letter case does not count; key or format tells them apart)"
+            )
 
 
 def _folded(target: str) -> str:

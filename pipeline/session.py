@@ -90,9 +90,27 @@ class Session:
             ),
         )
 
+    def line(self) -> str:
+        """For example `model realesr-animevideov3 (anime video, fast), fp32 on cpu`."""
+        purpose = f" ({zoo.ZOO[self.model.name].purpose})" if self.model.name in zoo.ZOO else ""
+        return f"model {self.model.name}{purpose}, {self.precision} on {self.device}"
+
     def of_run(self, name: str) -> str:
         """A file of this run, relative to the report."""
         return f"runs/{self.run_id}/{name}"
+
+    def difference(self, digest: str) -> str:
+        """How an earlier recipe of this output differs from the run's, for people."""
+        before = self.ledger.read_json(f"recipes/{digest}.json")
+        names = [
+            name
+            for name in sorted({*before, *self.recipe})
+            if before.get(name) != self.recipe.get(name)
+        ]
+        changes = (
+            f"{n}: {before.get(n, '-')} before, {self.recipe.get(n, '-')} now" for n in names
+        )
+        return ", ".join(changes)
 
     def open_report(self) -> None:
         """Writes down what the run is, before it starts; tidies up after runs that died."""
@@ -110,9 +128,10 @@ class Session:
 
         seconds_per_item: by which the next run sizes its blocks.
         """
-        head = {**self.settled_head(), "last_run": self.run_id}
-        if seconds_per_item is not None:
-            head["seconds_per_item"] = seconds_per_item
+        head = dict(self.head)
+        if seconds_per_item is not None:  # there are results: `auto` is settled for good
+            head = {**self.settled_head(), "seconds_per_item": seconds_per_item}
+        head["last_run"] = self.run_id
         self.ledger.compact(head)
         self.ledger.write_json(self.of_run("summary.json"), summary)
         self._sweep(self.run_id)

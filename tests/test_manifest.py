@@ -211,7 +211,7 @@ def test_a_damaged_table_is_a_configuration_error(tmp_path, name):
 
 
 def test_nothing_to_do_is_said(tmp_path):
-    with pytest.raises(ConfigError, match="holds no file"):
+    with pytest.raises(ConfigError, match="there is no file at"):
         rows(tmp_path / "nowhere")
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(ConfigError, match=r"holds no images: 1 other .*\.png"):

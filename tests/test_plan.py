@@ -53,6 +53,10 @@ def left(table, latest, **options):
         ({"uri": "s3://b/scan.bmp"}, "auto", "b/scan.tif", "tiff"),
         ({"uri": "s3://b/page.2024.05"}, "auto", "b/page.2024.05.png", "png"),
         ({"uri": "s3://b/x", "key": "007"}, "webp", "007.webp", "webp"),
+        ({"uri": "s3://b/x.jpg", "key": "A/first"}, "auto", "A/first.jpg", "jpeg"),
+        ({"uri": "s3://b/x.jpg", "key": "A/first.png"}, "auto", "A/first.jpg", "jpeg"),
+        ({"uri": "s3://b/all.tar", "key": "m.webp"}, "auto", "m.webp", "webp"),
+        ({"uri": "s3://b/R.JPG"}, "jpeg", "b/R.JPG", "jpeg"),
         ({"uri": "s3://b/.png"}, "auto", "b/.png.png", "png"),
         ({"uri": "https://host/a.png?X-Amz-Signature=f00"}, "auto", "host/a.png", "png"),
         ({"uri": "s3://b/a?b.png"}, "auto", "b/a?b.png", "png"),
@@ -192,7 +196,7 @@ def test_skipped_items_are_still_to_do():
 def test_results_of_another_recipe_mean_what_on_change_says():
     table = items({"uri": "s3://b/a.png"})
     latest = outcomes(table, recipe="older")
-    with pytest.raises(ConfigError, match=r"1 results .* another recipe \(older, now r"):
+    with pytest.raises(ConfigError, match=r"1 results .* otherwise \(recipe older\)"):
         left(table, latest)
     assert left(table, latest, on_change="keep").done == 1
     assert left(table, latest, on_change="redo").todo.num_rows == 1

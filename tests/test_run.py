@@ -63,7 +63,7 @@ def test_a_folder_is_upscaled_and_the_second_run_does_nothing(runs):
     assert summary(output)["done"] == 2
     asked = ("--manifest", source, "--output", output, "--scale", "1.5")
     said = runs.upscale(*asked, code=2)
-    assert "11 results in this output were made by another recipe" in said
+    assert "11 results in this output were made otherwise (scale: - before, 1.5 now)" in said
     runs.upscale(*asked, "--on-change", "redo", "--limit", "2", code=3)
     made = summary(output)
     assert (made["done"], made["failed"], made["not_started"]) == (1, 1, 10)
@@ -206,7 +206,7 @@ def test_formats_and_sizes_are_as_asked(runs):
             ["--manifest", "in", "--output", "out", "--ouput", "x"],
             "unrecognized arguments: --ouput",
         ),
-        (["--manifest", "nowhere", "--output", "out"], "holds no file"),
+        (["--manifest", "nowhere", "--output", "out"], "there is no file at"),
         (["--manifest", "in", "--output", "s3:/out"], "s3:/out"),
         (["--manifest", "in", "--output", "gs://b/out"], "pip install 'remaster-ray[gcs]'"),
         (["--manifest", "in", "--output", "out", "--model", "RealESRGAN_x4plsu"], "RealESRGAN_x4p"),

@@ -17,6 +17,7 @@ class Progress:
         self._tally = tally
         self._stream = stream
         self._start = time.monotonic()
+        self._first: tuple[float, int] | None = None
         self._bar = tqdm(total=total, unit="img", file=stream) if stream.isatty() else None
 
     def tick(self) -> None:
@@ -35,14 +36,23 @@ class Progress:
 
     def line(self) -> str:
         """For example `12/200 done, 1.9 img/s, 0.7 Mpx/s, 1 failed, 1:39 left`."""
-        tally, seconds = self._tally, time.monotonic() - self._start
-        rate = tally.seen / seconds if seconds else 0.0
-        left = _clock((self._total - tally.seen) / rate) if rate else "?"
-        speed = f"{rate:.1f} img/s, {self._rates(seconds)}"
-        return f"{tally.seen}/{self._total} done, {speed}, {left} left"
+        tally, now = self._tally, time.monotonic()
+        seconds = now - self._start
+        speed = f"{tally.seen / seconds:.1f} img/s, {self._rates(seconds)}"
+        return f"{tally.seen}/{self._total} done, {speed}, {self._left(now)} left"
+
+    def _left(self, now: float) -> str:
+        """From the pace since the first outcomes: before them everything was starting."""
+        seen = self._tally.seen
+        if self._first is None and seen:
+            self._first = (now, seen)
+        if self._first is None or seen == self._first[1]:
+            return "?"
+        pace = (now - self._first[0]) / (seen - self._first[1])
+        return _clock((self._total - seen) * pace)
 
     def _rates(self, seconds: float) -> str:
-        megapixels = self._tally.input_pixels / 1e6 / seconds if seconds else 0.0
+        megapixels = self._tally.input_pixels / 1e6 / seconds
         return f"{megapixels:.2f} Mpx/s, {self._tally.failed} failed"
 
 

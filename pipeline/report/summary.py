@@ -103,15 +103,15 @@ class Summary:
                 (self.skipped, "skipped"),
                 (self.done_before, "done before"),
                 (self.failed_before, "failed before and not tried again (retry_failed)"),
-                (self.not_started, "not started"),
+                (self.not_started, "left for another run"),
                 (self.duplicates, "listed twice"),
                 (self.not_sampled, "outside the sample"),
                 (self.ignored, "other files ignored"),
             )
             if count
         ]
-        size = f"{self.input_megapixels:.1f} to {self.output_megapixels:.1f} megapixels"
-        first = f"{', '.join([made, *rest])}; {size} in {self.wall_s:.1f} s"
+        size = f"{self.input_megapixels:.1f} megapixels in, {self.output_megapixels:.1f} out"
+        first = f"{', '.join([made, *rest])}; {size}; {self.wall_s:.1f} s"
         failures = [f"  {count} x {code}" for code, count in self.failures.items()]
         return [first, *failures]
 
