@@ -1,0 +1,64 @@
+"""What a run says about itself."""
+
+import io
+
+import pyarrow as pa
+import pytest
+
+from pipeline.records import OUTCOME_SCHEMA
+from pipeline.report import summary
+from pipeline.report.progress import Progress
+from pipeline.report.summary import Tally
+
+
+def outcomes(done=0, failed=0):
+    blank = {**dict.fromkeys(OUTCOME_SCHEMA.names), "upscale_s": 0.5}
+    sizes = {"source_width": 1000, "source_height": 500, "output_width": 4000}
+    made = {**blank, **sizes, "output_height": 2000, "output_bytes": 7, "status": "done"}
+    lost = {**blank, "status": "failed", "error_code": "not_found"}
+    return pa.Table.from_pylist([made] * done + [lost] * failed, schema=OUTCOME_SCHEMA)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_tally_adds_up():
+    tally = Tally()
+    tally.add(outcomes(done=2))
+    tally.add(outcomes(done=1, failed=2))
+    assert (tally.done, tally.failed, tally.seen, tally.output_bytes) == (3, 2, 5, 21)
+    assert (tally.input_pixels, tally.output_pixels) == (1_500_000, 24_000_000)
+    assert tally.codes == {"not_found": 2}
+    assert tally.stage_s["upscale"] == 2.5
+
+
+def test_a_log_gets_a_line_and_a_terminal_a_bar():
+    tally, log, terminal = Tally(), io.StringIO(), Terminal()
+    line, bar = Progress(10, tally, log), Progress(10, tally, terminal)
+    for _ in range(2):
+        tally.add(outcomes(done=2, failed=1))
+        line.tick()
+        bar.tick()
+    line.close()
+    bar.close()
+    first, second = log.getvalue().splitlines()
+    assert first.startswith("3/10 done, ")
+    assert first.endswith("1 failed, ? left")
+    assert second.startswith("6/10 done, ")
+    assert " img/s, " in second
+    assert " Mpx/s, 2 failed, 0:00 left" in second
+    assert "6/10" in terminal.getvalue()
+    assert "2 failed" in terminal.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("failed", "ok_failed", "code"),
+    [(0, 0, 0), (1, 0, 3), (1, 1, 0), (2, 1, 3), (1, 0.1, 0), (2, 0.1, 3)],
+)
+def test_failures_count_up_to_a_number_or_a_share(failed, ok_failed, code):
+    tally = Tally()
+    tally.add(outcomes(done=10 - failed, failed=failed))
+    assert summary.exit_code(tally, ok_failed=ok_failed, stopped=False) == code
+    assert summary.exit_code(tally, ok_failed=ok_failed, stopped=True) == summary.STOPPED
