@@ -81,8 +81,9 @@ class Worker:
         self._job = job
         self._attempts = attempts
         cores = len(os.sched_getaffinity(0))
-        # Ray gives actors that ask for no CPU one thread; what the device does is theirs to say.
-        torch.set_num_threads(job.threads or max(1, cores // job.workers_on_node))
+        # Ray gives actors that ask for no CPU one thread. OpenMP keeps the number for each thread.
+        threads = job.threads or max(1, cores // job.workers_on_node)
+        torch.set_num_threads(threads)
         cache = zoo.default_cache_dir()
         model = zoo.load_generator(job.model, store=job.models, cache_dir=cache)
         self._upscaler = Upscaler(
@@ -91,7 +92,9 @@ class Worker:
             precision=job.precision,
             budget_bytes=job.limits.device_bytes,
         )
-        self._threads = ThreadPoolExecutor(job.in_flight, thread_name_prefix="item")
+        self._threads = ThreadPoolExecutor(
+            job.in_flight, "item", initializer=torch.set_num_threads, initargs=(threads,)
+        )
         self._device = threading.Lock()
         self._codecs = threading.Semaphore(cores)
         self._memory = _Budget(job.in_flight_bytes)
