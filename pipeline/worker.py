@@ -15,7 +15,7 @@ import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -40,6 +40,7 @@ from pipeline.models.zoo import ModelSpec
 from pipeline.plan import FORMATS
 from pipeline.records import MESSAGE_LIMIT, Item, Outcome, to_table
 from pipeline.storage import OverLimitError, SourceChangedError, Store, redact
+from pipeline.turns import Budget, Company
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +98,8 @@ class Worker:
         )
         self._device = threading.Lock()
         self._codecs = threading.Semaphore(cores)
-        self._memory = _Budget(job.in_flight_bytes)
-        self._company = _Company()
+        self._memory = Budget(job.in_flight_bytes)
+        self._company = Company()
         self._name = f"{socket.gethostname()}:{os.getpid()}"
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -324,63 +325,6 @@ class _Log:
             error_message=redact(str(error))[:MESSAGE_LIMIT],
             finished_at=datetime.now(UTC),
         )
-
-
-@dataclass
-class _Budget:
-    """Bytes that may be held at once; what is larger than all of it is let in alone."""
-
-    limit: int
-    _held: int = 0
-    _freed: threading.Condition = field(default_factory=threading.Condition)
-
-    @contextmanager
-    def held(self, amount: int) -> Generator[None]:
-        with self._freed:
-            self._freed.wait_for(lambda: not self._held or self._held + amount <= self.limit)
-            self._held += amount
-        try:
-            yield
-        finally:
-            with self._freed:
-                self._held -= amount
-                self._freed.notify_all()
-
-
-class _Company:
-    """Items under way together, or one of them alone: a lock with many readers, one writer."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._joined = 0
-        self._waiting = 0
-        self._alone = False
-
-    @contextmanager
-    def joined(self) -> Generator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: not self._alone and not self._waiting)
-            self._joined += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._joined -= 1
-                self._changed.notify_all()
-
-    @contextmanager
-    def alone(self) -> Generator[None]:
-        with self._changed:
-            self._waiting += 1
-            self._changed.wait_for(lambda: not self._alone and not self._joined)
-            self._waiting -= 1
-            self._alone = True
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._alone = False
-                self._changed.notify_all()
 
 
 def _said(error: Exception) -> str:

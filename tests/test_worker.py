@@ -16,7 +16,8 @@ from pipeline.config import Encode, Limits
 from pipeline.models import zoo
 from pipeline.records import ITEM_SCHEMA, OUTCOME_SCHEMA, Item, Outcome
 from pipeline.storage import Store
-from pipeline.worker import Job, Worker, _Budget, _Company
+from pipeline.turns import Budget, Company
+from pipeline.worker import Job, Worker
 
 
 @pytest.fixture
@@ -200,7 +201,7 @@ class Recorded(AttemptLedger):
 @settings(deadline=None, derandomize=True, max_examples=30)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=12), st.integers(5, 20))
 def test_a_budget_is_kept_and_what_is_larger_goes_alone(amounts, limit):
-    budget, lock, held, peaks = _Budget(limit), threading.Lock(), [], []
+    budget, lock, held, peaks = Budget(limit), threading.Lock(), [], []
 
     def take(amount):
         with budget.held(amount):
@@ -220,7 +221,7 @@ def test_a_budget_is_kept_and_what_is_larger_goes_alone(amounts, limit):
 
 
 def test_one_who_is_alone_has_no_company():
-    company, inside, seen = _Company(), [], []
+    company, inside, seen = Company(), [], []
 
     def stay(kind, name):
         with getattr(company, kind)():
