@@ -321,9 +321,9 @@ class Store:
     def list(self, uri: str) -> Iterator[Stat]:
         """The files at `uri`: a file, a folder with all below it, or a glob (`*`, `?`, `[]`, `**`).
 
-        In order of their URIs; nothing is yielded where nothing is. A file whose name holds a
-        glob's characters goes before the glob. Placeholder objects (`folder/`) and `.staging`
-        are left out; local links are followed, a dangling one has size None.
+        In order of their URIs; nothing is yielded where nothing is. A file or folder whose name
+        holds a glob's characters goes before the glob. Placeholder objects (`folder/`) and
+        `.staging` are left out; local links are followed, a dangling one has size None.
         Errors surface while iterating. S3 pages are handed on as they come.
         """
         if not uri.endswith("/"):
@@ -332,19 +332,30 @@ class Store:
                 yield self.stat(uri)
                 return
         where = absolute(uri)
-        literal, wanted, deep = f"{where}/", re.compile(""), True
-        if magic := re.search(r"[*?[]", where):
-            literal, wanted = where[: magic.start()], re.compile(glob_translate(where))
-            deep = "/" in where[magic.start() :] or "**" in where
+        below = self._walk(uri, f"{where}/", deep=True)
+        magic = re.search(r"[*?[]", where)
+        first = next(below, None)
+        if first is not None:
+            yield first
+            yield from below
+        if first is not None or magic is None:
+            return
+        wanted = re.compile(glob_translate(where))
+        deep = "/" in where[magic.start() :] or "**" in where
+        for found in self._walk(uri, where[: magic.start()], deep=deep):
+            if wanted.match(found.uri):
+                yield found
+
+    def _walk(self, uri: str, literal: str, *, deep: bool) -> Iterator[Stat]:
+        """What begins with `literal`, at least; in one folder unless deep."""
         root, _, prefix = literal.rpartition("/")
         with _translating(uri):
             if is_local(uri):
-                files = _walk_local(root or "/", deep=deep)
+                yield from _walk_local(root or "/", deep=deep)
             elif _is_s3(uri):
-                files = _walk_s3(self._filesystem(uri), root, prefix, deep=deep)
+                yield from _walk_s3(self._filesystem(uri), root, prefix, deep=deep)
             else:
-                files = _walk_fsspec(self._filesystem(uri), root, deep=deep)
-            yield from (found for found in files if wanted.match(found.uri))
+                yield from _walk_fsspec(self._filesystem(uri), root, deep=deep)
 
     def publish(
         self,
