@@ -28,7 +28,6 @@ from pipeline.storage import redact
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Device = Literal["cuda", "cpu"]
-Format = Literal["png", "jpeg", "tiff", "webp"]
 Failures = Literal["transient", "all", "none"]
 
 SECRETS = ("key", "secret", "token", "password", "auth", "credential", "connection_string")

@@ -72,7 +72,7 @@ class Ledger:
 
     def latest(self) -> pa.Table:
         """The latest view, with what was committed since the last compaction: OUTCOME_SCHEMA."""
-        return self._view(self.head().get("compacted", {}))[0]
+        return self._view(self._fresh(self.head().get("compacted", {})))
 
     def unfinished_runs(self) -> list[str]:
         """Runs that began and never noted their end: killed, or still under way."""
@@ -81,40 +81,38 @@ class Ledger:
         began = {run_id for run_id, name in names if name == "config.yaml"}
         return sorted(began - {run_id for run_id, name in names if name == "summary.json"})
 
-    def compact(self, head: Mapping[str, Any]) -> pa.Table:
+    def compact(self, head: Mapping[str, Any]) -> None:
         """Brings `outcomes/` up to date, then replaces `latest.json` by `head` and what they hold.
 
         Files are written from the last to the first: new keys only ever push rows to later files,
         so a crash in between leaves rows twice, which the next compaction mends, and none missing.
         """
-        compacted = self.head().get("compacted", {})
-        view, counted = self._view(compacted)
-        if counted == compacted:  # nothing was committed since
-            self.set_head({**head, "compacted": counted})
-            return view
+        compacted = dict(self.head().get("compacted", {}))
+        fresh = self._fresh(compacted)
+        if fresh:
+            self._replace_outcomes(self._view(fresh))
+        for _, run_id, number in fresh:
+            compacted[run_id] = max(compacted.get(run_id, 0), number + 1)
+        self.set_head({**head, "compacted": compacted})
+
+    def _replace_outcomes(self, view: pa.Table) -> None:
         starts = range(0, view.num_rows, self._rows_per_file)
         for number, start in reversed(list(enumerate(starts))):
             part = _parquet(view.slice(start, self._rows_per_file))
             self.write(f"outcomes/{number:05d}.parquet", part, "application/vnd.apache.parquet")
-        self.set_head({**head, "compacted": counted})
-        return view
 
-    def _view(self, compacted: Mapping[str, int]) -> tuple[pa.Table, dict[str, int]]:
-        """The latest view, and how many fragments of each run it holds."""
-        counted, parts = dict(compacted), self._tables("outcomes")
-        for uri, run_id, number in self._fragments():
-            if number >= compacted.get(run_id, 0):
-                parts.append(self._table(uri))
-                counted[run_id] = max(counted.get(run_id, 0), number + 1)
-        return latest_view(parts), counted
+    def _view(self, fresh: Iterable[tuple[str, str, int]]) -> pa.Table:
+        """The latest view of the outcomes and these fragments."""
+        return latest_view([*self._tables("outcomes"), *(self._table(uri) for uri, *_ in fresh)])
 
-    def _fragments(self) -> list[tuple[str, str, int]]:
+    def _fresh(self, compacted: Mapping[str, int]) -> list[tuple[str, str, int]]:
+        """Fragments that the outcomes do not hold yet: URI, run and number."""
         found = list[tuple[str, str, int]]()
         for file in self._store.list(join(self.uri, "log")):
             run_id, name = file.uri.split("/")[-2:]
             if name.endswith(".parquet"):
                 found.append((file.uri, run_id, int(name.removesuffix(".parquet"))))
-        return found
+        return [each for each in found if each[2] >= compacted.get(each[1], 0)]
 
     def _tables(self, folder: str) -> list[pa.Table]:
         files = self._store.list(join(self.uri, folder))

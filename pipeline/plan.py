@@ -66,7 +66,7 @@ def identify(sources: pa.Table, *, output: str, format: str) -> pa.Table:
     columns = [sources[name].to_pylist() for name in names]
     for uri, key, offset, version, size, mtime in zip(*columns, strict=True):
         name = unicodedata.normalize("NFC", key or _path(uri))
-        stem, kind, suffix = _target(name, _path(uri), format)
+        stem, kind, suffix = _target(name, uri, format)
         identity = [name, uri, offset, version if version else [size, mtime]]
         made["item_id"].append(_sha256(identity))
         made["key"].append(name)
@@ -183,10 +183,14 @@ def _path(uri: str) -> str:
     return (path if mark else uri).lstrip("/")
 
 
+def source_suffix(key: str, uri: str) -> str:
+    """The suffix by which a source's own name, else its key, says its format; else empty."""
+    return _split(_path(uri))[1] or _split(key)[1]
+
+
 def _target(key: str, uri: str, format: str) -> tuple[str, str, str]:
-    """Stem, format and suffix of the result, from names alone: the source's, else the key's."""
-    stem, suffix = _split(key)
-    suffix = _split(uri)[1] or suffix
+    """Stem, format and suffix of the result, from names alone."""
+    stem, suffix = _split(key)[0], source_suffix(key, uri)
     own = FORMATS.get(suffix.lower())
     kind = format if format != "auto" else own or ("tiff" if suffix else "png")
     return stem, kind, suffix if own == kind else _SUFFIXES[kind]

@@ -8,7 +8,6 @@ Blocks overlap too: Ray calls the worker for the next block while the last items
 
 import hashlib
 import os
-import posixpath
 import socket
 import threading
 import time
@@ -37,7 +36,7 @@ from pipeline.images.encode import CONTENT_TYPES, check_size, encode
 from pipeline.images.image import Image, Pixels
 from pipeline.models import zoo
 from pipeline.models.zoo import ModelSpec
-from pipeline.plan import FORMATS
+from pipeline.plan import FORMATS, source_suffix
 from pipeline.records import MESSAGE_LIMIT, Item, Outcome, to_table
 from pipeline.storage import OverLimitError, SourceChangedError, Store, redact
 from pipeline.turns import Budget, Company
@@ -297,7 +296,7 @@ class _Log:
             source_height=facts.height,
         )
         self.note(*image.warnings)
-        named = FORMATS.get(posixpath.splitext(item.key)[1].lower())
+        named = FORMATS.get(source_suffix(item.key, item.uri).lower())
         if named and named != facts.format:
             self.note("format_mismatch")
 

@@ -89,11 +89,13 @@ def test_commits_and_compactions_in_any_order_give_the_oracles_view(runs, tmp_pa
             rows += late
             ledger.commit(f"run{number}", index, table(late))
             nightly.commit(f"run{number}", index, table(late))
-            assert seen(nightly.compact({})) == oracle(rows), "whenever it was compacted"
+            nightly.compact({})
+            assert seen(nightly.latest()) == oracle(rows), "whenever it was compacted"
         if number % 2:
             ledger.compact({})
         assert seen(ledger.latest()) == oracle(rows)
-    assert seen(ledger.compact({})) == oracle(rows)
+    ledger.compact({})
+    assert seen(ledger.latest()) == oracle(rows)
     if rows:
         assert seen(pyarrow.parquet.read_table(f"{folder}/outcomes")) == oracle(rows)
 
@@ -108,7 +110,8 @@ def test_a_compaction_that_died_before_its_end_is_mended_by_the_next(tmp_path):
     ledger.compact({})
     (tmp_path / "latest.json").write_bytes(before)  # as if it had died before the last publish
     assert seen(ledger.latest()) == oracle(rows)
-    assert seen(ledger.compact({})) == oracle(rows)
+    ledger.compact({})
+    assert seen(ledger.latest()) == oracle(rows)
 
 
 def test_keys_split_over_files_stay_whole_while_they_grow(tmp_path):

@@ -125,6 +125,10 @@ def test_a_name_that_disagrees_with_the_header_is_recorded(tmp_path, worker, ite
     assert row["status"] == "done"
     assert "format_mismatch" in row["warnings"]
     assert opened(tmp_path / "out" / "in.png").format == "PNG"
+    jpeg = tmp_path / "in.jpg"
+    picture(0).save(jpeg)
+    (row,) = outcomes(worker(), [item(jpeg, key="in.png")])
+    assert "format_mismatch" not in row["warnings"], "the source's own name goes before its key"
 
 
 @pytest.mark.parametrize(

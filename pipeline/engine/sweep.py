@@ -28,7 +28,7 @@ def plan(height: int, *, rows: int, radius: int, multiple: int = 1) -> list[Stri
     """
     if height <= rows:
         return [Strip(0, 0, height, height)]
-    halo = _up(radius, multiple)
+    halo = up(radius, multiple)
     kept = (rows - 2 * halo) // multiple * multiple
     starts = range(0, height, kept)
     stops = [min(start + kept, height) for start in starts]
@@ -44,8 +44,9 @@ def least_rows(height: int, radius: int, multiple: int = 1) -> int:
     A third of them is kept: smaller strips would compute every row more than three times, up to
     several hundred times for a deep network.
     """
-    return min(height, 3 * max(_up(radius, multiple), multiple))
+    return min(height, 3 * max(up(radius, multiple), multiple))
 
 
-def _up(value: int, multiple: int) -> int:
+def up(value: int, multiple: int) -> int:
+    """The least multiple that is not below the value."""
     return -(-value // multiple) * multiple

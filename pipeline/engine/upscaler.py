@@ -92,23 +92,20 @@ class Upscaler:
         """
         height, width = pixels.shape[:2]
         size = size or (width * self.scale, height * self.scale)
-        try:
-            return Upscaled(self._upscale(self._model, pixels, size), ())
-        except _NonFiniteError:
-            if self._model is self._full:
-                raise UpscaleError("non_finite", "the network yields NaN or infinity") from None
-        try:
-            return Upscaled(self._upscale(self._full, pixels, size), ("repeated_in_fp32",))
-        except _NonFiniteError:
-            message = "the network yields NaN or infinity, in fp32 too"
-            raise UpscaleError("non_finite", message) from None
+        attempts: list[tuple[nn.Module, tuple[str, ...]]] = [(self._model, ())]
+        if self._model is not self._full:
+            attempts.append((self._full, ("repeated_in_fp32",)))
+        for model, warnings in attempts:
+            with contextlib.suppress(_NonFiniteError):
+                return Upscaled(self._upscale(model, pixels, size), warnings)
+        raise UpscaleError("non_finite", "the network yields NaN or infinity in fp32")
 
     @torch.inference_mode()
     def _upscale(self, model: nn.Module, pixels: Pixels, size: tuple[int, int]) -> Pixels:
         """The picture in strips as large as the budget allows; out of memory, again in smaller."""
         shape = self._shape
         planes = _to_planes(pixels, shape.in_channels)
-        height, width = (_up(side, shape.multiple) for side in pixels.shape[:2])
+        height, width = (sweep.up(side, shape.multiple) for side in pixels.shape[:2])
         row_bytes = shape.peak_values * width * next(model.parameters()).dtype.itemsize
         least = sweep.least_rows(height, shape.radius, shape.multiple)
         rows = min(height, self._budget_bytes // row_bytes)
@@ -238,16 +235,12 @@ def _joined(parts: list[Tensor], channels: int) -> Pixels:
 def _pad(x_chw: Tensor, multiple: int) -> Tensor:
     """Reflected at the right and the bottom, repeated where there is too little to reflect."""
     height, width = x_chw.shape[1:]
-    right, bottom = _up(width, multiple) - width, _up(height, multiple) - height
+    right, bottom = sweep.up(width, multiple) - width, sweep.up(height, multiple) - height
     if not (right or bottom):
         return x_chw
     mode = "reflect" if right < width and bottom < height else "replicate"
     padded = functional.pad(x_chw[None].float(), (0, right, 0, bottom), mode=mode)
     return padded[0].to(torch.uint8)
-
-
-def _up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
 
 
 def _quantise(x_chw: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import io
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+import PIL.TiffImagePlugin
 
 from pipeline.errors import DecodeError, ItemError, TooLargeError, UnsupportedError
 from pipeline.images.image import Facts, Image
@@ -99,9 +100,8 @@ def _bit_depth(opened: PIL.Image.Image, data: bytes) -> int:
     """Bits a sample as the header says: Pillow opens 16-bit RGB as 8 bits without a word."""
     if opened.format == "PNG":
         return data[24]  # IHDR: length, type, width, height, then the bit depth
-    if opened.format == "TIFF":
-        tags = opened.tag_v2  # type: ignore[attr-defined]
-        bits = tags.get(_BITS_PER_SAMPLE, (1,))
+    if isinstance(opened, PIL.TiffImagePlugin.TiffImageFile):
+        bits = opened.tag_v2.get(_BITS_PER_SAMPLE, (1,))
         return max(bits) if isinstance(bits, tuple) else int(bits)
     return {"1": 1, "I;16": 16, "I;16B": 16, "I": 32, "F": 32}.get(opened.mode, 8)
 
