@@ -15,6 +15,7 @@ ONLY_IN = {
     "torch": {"engine", "models", "worker"},
     "safetensors": {"models"},
     "PIL": {"images", "samples"},
+    "isal": {"images"},
     "fsspec": {"storage"},
     "botocore": {"storage"},
     "pydantic": {"config"},
@@ -30,6 +31,7 @@ PURE = {
     "storage": {"errors"},
     "images/image": set(),
     "images/decode": {"errors", "images"},
+    "images/png": set(),
     "report/summary": set(),
 }
 

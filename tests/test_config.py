@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 def test_a_flag_wins_over_the_file_and_the_file_over_the_default(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("manifest: in\noutput: out\nscale: 3\nencode: {jpeg_quality: 80}\nlimit: 7\n")
-    asked = config.parse(["--config", str(file), "--scale", "2.5", "--encode.png-level", "4"])
+    asked = config.parse(["--config", str(file), "--scale", "2.5", "--encode.png-effort", "max"])
     assert (asked.scale, asked.limit) == (2.5, 7)
-    assert (asked.encode.jpeg_quality, asked.encode.png_level) == (80, 4)
+    assert (asked.encode.jpeg_quality, asked.encode.png_effort) == (80, "max")
     assert asked.encode.webp_quality == config.Encode().webp_quality
 
 

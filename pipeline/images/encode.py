@@ -8,6 +8,7 @@ import PIL.Image
 
 from pipeline.config import Encode
 from pipeline.errors import EncodeError, TooLargeError
+from pipeline.images import png
 from pipeline.images.image import Pixels
 
 CONTENT_TYPES = {
@@ -59,29 +60,24 @@ def encode(
     Raises EncodeError.
     """
     samples, warnings = _presentable(pixels, format)
-    channels = samples.shape[2]
-    picture = PIL.Image.fromarray(samples[:, :, 0] if channels == 1 else samples)
-    if picture.mode != _MODES[channels]:
-        raise EncodeError("encode_failed", f"{channels} channels became mode {picture.mode}")
-    options = _options(format, settings, samples.nbytes)
-    if icc_profile and format == "webp" and channels < 3:
-        warnings += ("icc_dropped",)  # WebP makes RGB of gray, which a gray profile does not fit
-    elif icc_profile:
-        options["icc_profile"] = icc_profile
+    if icc_profile and format == "webp" and samples.shape[2] < 3:
+        # WebP makes RGB of gray, which a gray profile does not fit
+        icc_profile, warnings = None, (*warnings, "icc_dropped")
     if dpi and (format == "webp" or max(dpi) > _MAX_DPI):
-        warnings += ("dpi_dropped",)
-    elif dpi:
-        options["dpi"] = dpi
-    file = io.BytesIO()
+        dpi, warnings = None, (*warnings, "dpi_dropped")
     try:
-        picture.save(file, **options)
+        if format == "png":
+            effort = png.EFFORTS[settings.png_effort]
+            file = png.encode(samples, effort, icc_profile=icc_profile, dpi=dpi)
+        else:
+            file = _encode_by_pillow(samples, format, settings, icc_profile=icc_profile, dpi=dpi)
     except MemoryError as error:
         raise TooLargeError("encode_memory", f"no memory to encode as {format}") from error
     # The codec boundary, as in decode: what an encoder raises means this one picture.
     except Exception as error:
         message = f"{format}: {type(error).__name__}: {error}"
         raise EncodeError("encode_failed", message) from error
-    return file.getvalue(), warnings
+    return file, warnings
 
 
 def _presentable(pixels: Pixels, format: str) -> tuple[Pixels, tuple[str, ...]]:
@@ -96,9 +92,29 @@ def _presentable(pixels: Pixels, format: str) -> tuple[Pixels, tuple[str, ...]]:
     return np.rint(on_white).astype(np.uint8), ("alpha_flattened",)
 
 
+def _encode_by_pillow(
+    samples: Pixels,
+    format: str,
+    settings: Encode,
+    *,
+    icc_profile: bytes | None,
+    dpi: tuple[float, float] | None,
+) -> bytes:
+    channels = samples.shape[2]
+    picture = PIL.Image.fromarray(samples[:, :, 0] if channels == 1 else samples)
+    if picture.mode != _MODES[channels]:
+        raise ValueError(f"{channels} channels became mode {picture.mode}")
+    options = _options(format, settings, samples.nbytes)
+    if icc_profile:
+        options["icc_profile"] = icc_profile
+    if dpi:
+        options["dpi"] = dpi
+    file = io.BytesIO()
+    picture.save(file, **options)
+    return file.getvalue()
+
+
 def _options(format: str, settings: Encode, raw_bytes: int) -> dict[str, Any]:
-    if format == "png":
-        return {"format": "PNG", "compress_level": settings.png_level}
     if format == "jpeg":
         return {"format": "JPEG", "quality": settings.jpeg_quality, "subsampling": 0}
     if format == "webp":
