@@ -1,6 +1,7 @@
 """Who may import whom, as the design says; and what a module may not be called."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -25,7 +26,9 @@ ONLY_IN = {
 PURE = {
     "errors": set(),
     "records": set(),
-    "engine/sweep": set(),
+    "models/graph": set(),
+    "engine/sweep": {"models"},  # models/graph
+    "engine/canvas": set(),
     "plan": {"errors", "records"},
     "attempts": set(),
     "storage": {"errors"},
@@ -34,6 +37,10 @@ PURE = {
     "images/png": set(),
     "report/summary": set(),
 }
+
+
+# Planning in integers: no torch, not even by way of others of ours.
+PLANNING = ("engine/sweep", "engine/canvas", "models/graph", "plan", "records", "errors")
 
 
 def name_of(path):
@@ -68,6 +75,13 @@ def test_pure_modules_know_only_what_is_below_them(name):
     path = ROOT / "pipeline" / f"{name}.py"
     ours = {full.split(".")[1] for full in imports(path) if full.startswith("pipeline.")}
     assert ours - PURE[name] == set()
+
+
+@pytest.mark.parametrize("name", PLANNING)
+def test_planning_needs_no_torch(name):
+    module = f"pipeline.{name.replace('/', '.')}"
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

@@ -1,52 +1,187 @@
-"""Which rows go through the network together: pure integers.
+"""Which rows of which value are computed when: pure integers.
 
-A convolution with zero padding is local: a row of the result depends on the `radius` rows above and
-below it. So an image is cut into strips, each is fed with that much of its surroundings (the halo),
-and what the network makes of the halo is thrown away. At the image's own border there is no halo:
-there the strip sees the very zero padding that the whole image would see.
+A convolution is local: a row of its result needs the rows beside it and no others. So a picture
+goes through the whole network a few rows at a time. Each step makes the rows whose neighbours have
+arrived and keeps of its operands only those that it will need again, two for a 3x3 convolution. No
+row is computed twice, and what is held does not grow with the height of the picture: for a deep
+network far less than its widest layer, for any network little enough to stay in a CPU's caches.
+
+Very wide pictures, whose kept rows do not fit the memory, are cut into bands of columns, each with
+as many columns beside it as the network can see (the halo), computed and thrown away.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+
+from pipeline.models.graph import Graph
+
+# Below, the rows that are kept from turn to turn cost more to carry along than they save.
+_LEAST_ROWS = 4
+# A band computes at most this many times the columns that it keeps.
+_MOST_RECOMPUTED = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Strip:
-    """Rows of the input, half open: those that are fed, and those of them whose result is kept."""
+class Task:
+    """Rows that a step convolves, half open, at its own resolution."""
 
-    top: int
+    step: int
+    """Index among the graph's steps; what it makes is value `step + 1`."""
     start: int
     stop: int
-    bottom: int
+    spent: tuple[tuple[int, int], ...]
+    """Pairs (value, row): rows of the value before this one are not needed any more."""
 
 
-def plan(height: int, *, rows: int, radius: int, multiple: int = 1) -> list[Strip]:
-    """Strips whose kept rows cover the image once, in order.
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What happens with some further rows of the picture."""
 
-    height: rows of the image, a multiple of `multiple`. rows: most rows that may be fed at once, at
-    least `least_rows`. radius: the network's receptive radius. multiple: what starts and ends of
-    fed rows are multiples of (pixel-unshuffle).
+    start: int
+    """Rows of value 0 that come in, half open."""
+    stop: int
+    tasks: tuple[Task, ...]
+
+
+def turns(graph: Graph, height: int, rows: int) -> Iterator[Turn]:
+    """The way of a picture through the network, from top to bottom.
+
+    height: rows of value 0. rows: of them in a turn. After the last of them the turns go on with
+    the same steps' shares until all has come out; a picture that fits one turn is done in one.
     """
-    if height <= rows:
-        return [Strip(0, 0, height, height)]
-    halo = up(radius, multiple)
-    kept = (rows - 2 * halo) // multiple * multiple
-    starts = range(0, height, kept)
-    stops = [min(start + kept, height) for start in starts]
-    return [
-        Strip(max(0, start - halo), start, stop, min(height, stop + halo))
-        for start, stop in zip(starts, stops, strict=True)
+    ends = [height * level for level in graph.levels]
+    made = [0] * len(ends)
+    # What would be made of a picture without an end: steps go by it, so that no turn does more
+    # than any other, also where the rows that all steps together are behind come out at the end.
+    endless = [0] * len(ends)
+    while made[-1] < ends[-1]:
+        endless[0] += rows if rows < height else height + graph.reach(1)
+        start, made[0] = made[0], min(endless[0], height)
+        tasks = list[Task]()
+        for index, step in enumerate(graph.steps):
+            reads = (endless[v] * (step.level // graph.levels[v]) for v in step.reads)
+            last = max(0, min(reads) - step.radius)
+            endless[index + 1] = last * step.shuffle
+            first, last = made[index + 1] // step.shuffle, min(last, height * step.level)
+            if last > first:
+                made[index + 1] = last * step.shuffle
+                spent = tuple((v, _first_needed(graph, v, made)) for v in graph.spent[index])
+                tasks.append(Task(index, first, last, spent))
+        yield Turn(start, made[0], tuple(tasks))
+
+
+def _first_needed(graph: Graph, value: int, made: list[int]) -> int:
+    """The first row of a value that some step will read again."""
+    needed = made[value]
+    for index in graph.readers[value]:
+        step, done = graph.steps[index], made[index + 1]
+        if value in step.reads:
+            row = max(0, done // step.shuffle - step.radius)
+            needed = min(needed, row // (step.level // graph.levels[value]))
+        if any(value == addend for addend, _ in step.adds):
+            needed = min(needed, done // (graph.levels[index + 1] // graph.levels[value]))
+    return needed
+
+
+@lru_cache(maxsize=256)
+def peak_bytes(graph: Graph, rows: int, sizes: tuple[int, ...]) -> int:
+    """Bytes that are held at once for each column of value 0, for a picture of any height.
+
+    rows: of value 0 in a turn. sizes: bytes of one element of each value, all its copies together.
+    """
+    # Lags add up to the network's radius: from there on, all turns are alike.
+    height = graph.reach(1) + 3 * rows
+    row_bytes = [
+        size * channels * level
+        for size, channels, level in zip(sizes, graph.channels, graph.levels, strict=True)
     ]
+    low = [0] * len(sizes)
+    high = [0] * len(sizes)
+    held = peak = 0
+    for turn in turns(graph, height, rows):
+        held += row_bytes[0] * (turn.stop - high[0])
+        high[0] = turn.stop
+        for task in turn.tasks:
+            step, value = graph.steps[task.step], task.step + 1
+            fresh = (task.stop - task.start) * step.shuffle * row_bytes[value]
+            seen = (task.stop - task.start + 2 * step.radius) * step.level
+            seen *= sum(sizes[v] * graph.channels[v] for v in step.reads)
+            # The operands gathered, and once more with a border or enlarged; then what convolution,
+            # activation, shuffle and residuals make of them, each anew; or, copied into one piece,
+            # the rows held so far and the new ones.
+            made = (2 + (step.shuffle > 1) + 2 * len(step.adds)) * fresh
+            kept = row_bytes[value] * (high[value] - low[value])
+            peak = max(peak, held + 2 * seen + made, held + 2 * fresh + kept)
+            held += fresh
+            high[value] = task.stop * step.shuffle
+            for spent, row in task.spent:
+                held -= row_bytes[spent] * (row - low[spent])
+                low[spent] = row
+    return peak
 
 
-def least_rows(height: int, radius: int, multiple: int = 1) -> int:
-    """Rows that must be feedable at once for an image of this height.
+@dataclass(frozen=True, slots=True)
+class Band:
+    """Columns, half open: those that are fed, and those of them whose result is kept."""
 
-    A third of them is kept: smaller strips would compute every row more than three times, up to
-    several hundred times for a deep network.
+    left: int
+    start: int
+    stop: int
+    right: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a picture goes through a network."""
+
+    rows: int
+    bands: tuple[Band, ...]
+    bytes: int
+    """Held at once."""
+
+
+def fit(
+    graph: Graph, *, height: int, width: int, sizes: tuple[int, ...], budget: int, pixels: int
+) -> Plan:
+    """The plan that computes as little as possible twice within the budget.
+
+    height, width: of value 0. budget: bytes that may be held at once. pixels: of value 0 that a
+    turn should have, for speed; fewer where the budget is small. The plan of the least memory is
+    the answer where none fits: compare its `bytes`.
     """
-    return min(height, 3 * max(up(radius, multiple), multiple))
+    least = min(_LEAST_ROWS, height)
+    wanted = max(least, min(height, pixels // width))
+    plan = None
+    for bands in _bandings(width, graph.reach(1)):
+        widest = max(band.right - band.left for band in bands)
+        for rows in _descending(wanted, least):
+            plan = Plan(rows, bands, peak_bytes(graph, rows, sizes) * widest)
+            if plan.bytes <= budget:
+                return plan
+    assert plan is not None  # the whole width is always among the bandings
+    return plan
 
 
-def up(value: int, multiple: int) -> int:
-    """The least multiple that is not below the value."""
-    return -(-value // multiple) * multiple
+def _descending(most: int, least: int) -> Iterator[int]:
+    rows = most
+    while rows > least:
+        yield rows
+        rows //= 2
+    yield least
+
+
+def _bandings(width: int, halo: int) -> Iterator[tuple[Band, ...]]:
+    """The whole width first, then ever narrower bands."""
+    count = 1
+    while True:
+        kept = -(-width // count)
+        if count > 1 and kept + 2 * halo > _MOST_RECOMPUTED * kept:
+            return
+        starts = range(0, width, kept)
+        stops = [min(start + kept, width) for start in starts]
+        yield tuple(
+            Band(max(0, start - halo), start, stop, min(width, stop + halo))
+            for start, stop in zip(starts, stops, strict=True)
+        )
+        count *= 2

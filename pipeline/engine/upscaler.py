@@ -1,32 +1,39 @@
 """One generator on one device: 8-bit samples in, 8-bit samples of the final size out.
 
-What comes out is what the network computes on the whole image, up to the rounding of sums, whatever
-the strips were. Colour goes through in straight RGB, gray as three equal channels whose mean comes
-back, alpha as a gray picture of its own.
+What comes out is what the network computes on the whole picture, up to the rounding of sums,
+whatever the way: row by row (`sweep`), as one of many on a canvas, or as one of a batch.
 """
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from pipeline.engine import sweep
+from pipeline.engine import canvas, planes, sweep
+from pipeline.engine.network import Gutter, Network
+from pipeline.engine.planes import Plane, Result
 from pipeline.errors import ConfigError, TooLargeError, UpscaleError
 from pipeline.images.image import Pixels
+from pipeline.models.graph import Graph
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-# Of all the memory there is, not of what happens to be free: the strips, and with them the rounding
-# of sums, are the same on every worker and every night.
+# Of all the memory there is, not of what happens to be free: the way, and with it the rounding of
+# sums, is the same on every worker and every night.
 _SHARE_OF_DEVICE, _SHARE_OF_HOST = 0.6, 0.5
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+# Pixels of a turn. A CPU is fastest while what a convolution reads and writes stays in the caches
+# (measured: 8 to 16 thousand), CUDA needs enough for all its multiprocessors.
+_TURN_PIXELS = {"cpu": 12_288, "cuda": 2**20}
+
+# A canvas holds 4 x 4 pictures of 256 pixels, 8 x 8 of 128, 16 x 16 of 64, with their gutters.
+_CANVAS_SIDE = 1040
+# What is larger has pixels enough for a launch of its own, and packs badly.
+_PACKED_SIDE = 256
 
 
 class Shape(Protocol):
@@ -39,11 +46,8 @@ class Shape(Protocol):
     @property
     def scale(self) -> int: ...
     @property
-    def radius(self) -> int: ...
-    @property
     def multiple(self) -> int: ...
-    @property
-    def peak_values(self) -> int: ...
+    def graph(self) -> Graph: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +64,9 @@ class Upscaler:
     def __init__(
         self, model: nn.Module, *, device: str, precision: str, budget_bytes: int | None = None
     ) -> None:
-        """model: a generator in fp32, in evaluation mode; it is moved to the device.
+        """model: a generator in fp32, in evaluation mode.
 
-        precision: fp32, fp16 or bf16, of the network's body. budget_bytes: activations that may be
+        precision: fp32, fp16 or bf16, of the convolutions. budget_bytes: activations that may be
         held at once; default 60 % of the device's memory on CUDA, half of the host's on the CPU.
         Raises ConfigError for a network that cannot be applied to pictures.
         """
@@ -74,9 +78,14 @@ class Upscaler:
                 "only 1 to 1, 3 to 3 and 4 to 4 can upscale pictures"
             )
         self._device = torch.device(device)
-        self._full = model.to(self._device).to(memory_format=torch.channels_last)  # pyright: ignore
-        self._model = self._full if precision == "fp32" else _cast(model, DTYPES[precision])
+        graph = self._shape.graph()
+        # The fp32 weights stay for repeats.
+        self._networks = [
+            Network(model, graph, fold=self._shape.multiple, device=self._device, precision=name)
+            for name in dict.fromkeys((precision, "fp32"))
+        ]
         self._budget_bytes = budget_bytes or _default_budget(self._device)
+        self._planned_bytes = 0
         _exact_kernels()
 
     @property
@@ -90,94 +99,176 @@ class Upscaler:
         pixels: (H, W, 1 to 4) uint8. size: final (width, height), default the network's own.
         Raises UpscaleError for a non-finite result, TooLargeError out of device memory.
         """
+        parts, out = self.split(pixels, size)
+        warnings = list[str]()
+        for part in parts:
+            launch = self.choose([part]) if self.packable(part) else Launch((part,))
+            (ended,) = self.run(launch)
+            if isinstance(ended, UpscaleError):
+                raise ended
+            warnings += ended
+        return Upscaled(out, tuple(dict.fromkeys(warnings)))
+
+    def split(
+        self, pixels: Pixels, size: tuple[int, int] | None = None
+    ) -> tuple[list[Plane], Pixels]:
+        """What of a picture goes through the network, for `run`, and the result that it fills."""
         height, width = pixels.shape[:2]
         size = size or (width * self.scale, height * self.scale)
-        attempts: list[tuple[nn.Module, tuple[str, ...]]] = [(self._model, ())]
-        if self._model is not self._full:
-            attempts.append((self._full, ("repeated_in_fp32",)))
-        for model, warnings in attempts:
-            with contextlib.suppress(_NonFiniteError):
-                return Upscaled(self._upscale(model, pixels, size), warnings)
-        raise UpscaleError("non_finite", "the network yields NaN or infinity in fp32")
+        return planes.split(pixels, size, self._shape.in_channels)
+
+    def packable(self, plane: Plane) -> bool:
+        """Whether the plane may share a launch with others."""
+        return max(self._folded(plane)) <= _PACKED_SIDE
+
+    @property
+    def canvas_pixels(self) -> int:
+        """Pixels of packable planes that fill a launch."""
+        return (_CANVAS_SIDE * self._shape.multiple) ** 2
+
+    def choose(self, waiting: Sequence[Plane]) -> "Launch":
+        """Which of some packable planes to run together, always with the first.
+
+        waiting: in the order of their arrival.
+        """
+        sizes = [self._folded(plane) for plane in waiting]
+        same = [plane for plane, size in zip(waiting, sizes, strict=True) if size == sizes[0]]
+        count = _CANVAS_SIDE**2 // (sizes[0][0] * sizes[0][1])
+        if len(same) >= count:
+            return Launch(tuple(same[:count]))
+        if len(waiting) == 1 and self._device.type == "cpu":
+            return Launch((waiting[0],))  # CUDA has one shape for all small pictures, a CPU no need
+        packing = canvas.pack(sizes, _CANVAS_SIDE, _CANVAS_SIDE)
+        return Launch(tuple(waiting[place.index] for place in packing.placements), packing)
 
     @torch.inference_mode()
-    def _upscale(self, model: nn.Module, pixels: Pixels, size: tuple[int, int]) -> Pixels:
-        """The picture in strips as large as the budget allows; out of memory, again in smaller."""
-        shape = self._shape
-        planes = _to_planes(pixels, shape.in_channels)
-        height, width = (sweep.up(side, shape.multiple) for side in pixels.shape[:2])
-        row_bytes = shape.peak_values * width * next(model.parameters()).dtype.itemsize
-        least = sweep.least_rows(height, shape.radius, shape.multiple)
-        rows = min(height, self._budget_bytes // row_bytes)
-        while rows >= least:
+    def run(self, launch: "Launch") -> list[tuple[str, ...] | UpscaleError]:
+        """Fills the results of the launch's planes. Returns the warnings of each.
+
+        A plane whose result is not finite is repeated in fp32, on its own; where that does not
+        help, its error stands in place of the warnings.
+        Raises TooLargeError out of device memory.
+        """
+        fast, exact = self._networks[0], self._networks[-1]
+        ended = list[tuple[str, ...] | UpscaleError]()
+        for plane, finite in zip(launch.planes, self._finite(fast, launch), strict=True):
+            if finite:
+                ended.append(())
+            elif fast is not exact and self._finite(exact, Launch((plane,)))[0]:
+                ended.append(("repeated_in_fp32",))
+            else:
+                message = "the network yields NaN or infinity in fp32"
+                ended.append(UpscaleError("non_finite", message))
+        return ended
+
+    def _finite(self, network: Network, launch: "Launch") -> list[bool]:
+        """Fills the results; whether each is finite. Out of memory, again with less at once."""
+        while True:
             try:
-                parts = [self._plane(model, plane, size, rows) for plane in planes]
-                return _joined(parts, pixels.shape[2])
+                if launch.packing is not None:
+                    return self._on_canvas(network, launch.planes, launch.packing)
+                if len(launch.planes) > 1:
+                    return self._as_batch(network, launch.planes)
+                return [self._alone(network, plane) for plane in launch.planes]
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     raise
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
-            rows //= 2
-        raise TooLargeError(
-            "device_memory",
-            f"{width} x {height} pixels need {least * row_bytes / 1e9:.2f} GB at strips of "
-            f"{least} rows, {rows * row_bytes / 1e9:.2f} GB fit (limits.device_bytes)",
+            # What did not fit once is not tried again with the next picture.
+            self._budget_bytes = min(self._budget_bytes, self._planned_bytes) // 2
+
+    def _alone(self, network: Network, plane: Plane) -> bool:
+        """A picture row by row; in bands of columns where the whole width does not fit."""
+        x_bchw = planes.batch([plane], self._shape.multiple).to(self._device)
+        plan = self._plan(network, x_bchw)
+        result = Result(plane, self.scale)
+        if len(plan.bands) == 1:
+            for y_bchw in network.run(x_bchw, plan.rows):
+                result.add(y_bchw[0])
+            return result.finite()
+        fold, level = self._shape.multiple, network.graph.levels[-1]
+        bands = list[Tensor]()
+        for band in plan.bands:
+            kept = slice((band.start - band.left) * level, (band.stop - band.left) * level)
+            run = network.run(x_bchw[..., band.left * fold : band.right * fold], plan.rows)
+            bands.append(torch.cat([y_bchw[0, :, :, kept].cpu() for y_bchw in run], dim=1))
+        for top in range(0, bands[0].shape[1], plan.rows):
+            result.add(torch.cat([band[:, top : top + plan.rows] for band in bands], dim=2))
+        return result.finite()
+
+    def _as_batch(self, network: Network, together: Sequence[Plane]) -> list[bool]:
+        """Pictures of one size."""
+        x_bchw = planes.batch(together, self._shape.multiple).to(self._device)
+        results = [Result(plane, self.scale) for plane in together]
+        for y_bchw in network.run(x_bchw, self._plan(network, x_bchw).rows):
+            for result, y_chw in zip(results, y_bchw, strict=True):
+                result.add(y_chw)
+        return [result.finite() for result in results]
+
+    def _on_canvas(
+        self, network: Network, together: Sequence[Plane], packing: canvas.Packing
+    ) -> list[bool]:
+        """Pictures of any sizes, each in its place."""
+        fold, level = self._shape.multiple, network.graph.levels[-1]
+        # One shape for all on CUDA, where it decides on the kernels; on a CPU it does not.
+        height = packing.height if self._device.type == "cpu" else _CANVAS_SIDE
+        x = torch.zeros(1, self._shape.in_channels, height * fold, packing.width * fold)
+        x_bchw, taken = x.to(torch.uint8), torch.zeros(height, packing.width, dtype=torch.bool)
+        for place, plane in zip(packing.placements, together, strict=True):
+            rows = slice(place.top * fold, (place.top + place.height) * fold)
+            columns = slice(place.left * fold, (place.left + place.width) * fold)
+            x_bchw[0, :, rows, columns] = planes.pad(plane.x_chw, fold)
+            taken[place.top : place.top + place.height, place.left : place.left + place.width] = (
+                True
+            )
+        x_bchw, gutter = x_bchw.to(self._device), Gutter(taken.to(self._device))
+        results = [Result(plane, self.scale) for plane in together]
+        top = 0
+        for y_bchw in network.run(x_bchw, self._plan(network, x_bchw).rows, gutter):
+            bottom = top + y_bchw.shape[2]
+            for place, result in zip(packing.placements, results, strict=True):
+                start = max(place.top * level, top)
+                stop = min((place.top + place.height) * level, bottom)
+                if start < stop:
+                    left, right = place.left * level, (place.left + place.width) * level
+                    result.add(y_bchw[0, :, start - top : stop - top, left:right])
+            top = bottom
+        return [result.finite() for result in results]
+
+    def _plan(self, network: Network, x_bchw: Tensor) -> sweep.Plan:
+        """Raises TooLargeError where the budget is too small for any."""
+        count, _, height, width = x_bchw.shape
+        plan = sweep.fit(
+            network.graph,
+            height=height // self._shape.multiple,
+            width=width // self._shape.multiple,
+            sizes=network.sizes,
+            budget=self._budget_bytes // count,
+            pixels=_TURN_PIXELS[self._device.type] // count,
         )
+        self._planned_bytes = plan.bytes * count
+        if self._planned_bytes > self._budget_bytes:
+            raise TooLargeError(
+                "device_memory",
+                f"{width} x {height} pixels need {self._planned_bytes / 1e9:.3f} GB at "
+                f"{plan.rows} rows at once, {self._budget_bytes / 1e9:.3f} GB are allowed "
+                "(limits.device_bytes)",
+            )
+        return plan
 
-    def _plane(self, model: nn.Module, plane: "_Plane", size: tuple[int, int], rows: int) -> Tensor:
-        """uint8 (C, height, width) on the host, of the final size."""
-        width, height = size
-        channels = 1 if plane.gray else self._shape.out_channels
-        own = (plane.x_chw.shape[2] * self.scale, plane.x_chw.shape[1] * self.scale)
-        if size == own:
-            out = torch.empty((channels, height, width), dtype=torch.uint8)
-            for top, part in self._strips(model, plane, rows):
-                out[:, top : top + part.shape[1]] = _quantise(part).cpu()
-            return out
-        whole = torch.cat([part for _, part in self._strips(model, plane, rows)], dim=1)
-        fitted = functional.interpolate(
-            whole[None], size=(height, width), mode="bicubic", antialias=True
-        )
-        return _quantise(fitted[0]).cpu()
-
-    def _strips(self, model: nn.Module, plane: "_Plane", rows: int) -> Iterator[tuple[int, Tensor]]:
-        """The network's result, fp32 (C, rows, width), from top to bottom with each first row."""
-        shape = self._shape
-        height, width = plane.x_chw.shape[1:]
-        x_chw = _pad(plane.x_chw, shape.multiple)
-        strips = sweep.plan(x_chw.shape[1], rows=rows, radius=shape.radius, multiple=shape.multiple)
-        for strip in strips:
-            fed = x_chw[None, :, strip.top : strip.bottom].to(self._device, torch.float32) / 255
-            y_chw = model(fed.contiguous(memory_format=torch.channels_last))[0]
-            first = (strip.start - strip.top) * shape.scale
-            last = (min(strip.stop, height) - strip.top) * shape.scale
-            kept = y_chw[:, first:last, : width * shape.scale]
-            if not torch.isfinite(kept).all():
-                raise _NonFiniteError
-            mean = kept.mean(dim=0, keepdim=True) if plane.gray else kept
-            yield strip.start * shape.scale, mean
-
-
-class _NonFiniteError(Exception):
-    """NaN or infinity in the network's result."""
+    def _folded(self, plane: Plane) -> tuple[int, int]:
+        """(width, height) of the plane as value 0 of the network."""
+        fold = self._shape.multiple
+        return -(-plane.width // fold), -(-plane.height // fold)
 
 
 @dataclass(frozen=True, slots=True)
-class _Plane:
-    """What goes through the network at once: uint8 (C, H, W); gray comes back as one channel."""
+class Launch:
+    """Planes that go through the network together: one, some of one size, or a packed canvas."""
 
-    x_chw: Tensor
-    gray: bool
-
-
-def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy with weights of another precision; the fp32 original stays for repeats."""
-    state = {name: value.to(dtype) for name, value in model.state_dict().items()}
-    with torch.device("meta"):
-        copy = type(model)(model.shape)
-    copy.load_state_dict(state, assign=True)
-    return copy.eval().requires_grad_(requires_grad=False)
+    planes: tuple[Plane, ...]
+    packing: canvas.Packing | None = None
 
 
 def _default_budget(device: torch.device) -> int:
@@ -200,49 +291,3 @@ def _exact_kernels() -> None:
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-
-
-def _to_planes(pixels: Pixels, channels: int) -> list[_Plane]:
-    """The picture as inputs of a network with so many channels."""
-    x_chw = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-    gray, has_alpha = len(x_chw) < 3, len(x_chw) in (2, 4)
-    # Opaque stays exactly opaque: a network would ring at the borders.
-    if has_alpha and channels < 4 and bool((x_chw[-1] == 255).all()):
-        x_chw, has_alpha = x_chw[:-1], False
-    if channels == 1:
-        return [_Plane(channel[None], gray=True) for channel in x_chw]
-    colour = x_chw[:1].expand(3, -1, -1) if gray else x_chw[:3]
-    alpha = x_chw[-1:] if has_alpha else torch.full_like(x_chw[:1], 255)
-    if channels == 4:
-        return [_Plane(torch.cat([colour, alpha]), gray=False)]
-    planes = [_Plane(colour, gray)]
-    if has_alpha:
-        planes.append(_Plane(alpha.expand(3, -1, -1), gray=True))
-    return planes
-
-
-def _joined(parts: list[Tensor], channels: int) -> Pixels:
-    """(H, W, `channels`) from what became of the planes, uint8 (C, H, W) each."""
-    y_chw = torch.cat(parts)
-    if len(y_chw) == 4 and channels < 4:  # of a network with an alpha of its own
-        gray = y_chw[:3].float().mean(dim=0, keepdim=True).round().to(torch.uint8)
-        y_chw = {1: gray, 2: torch.cat([gray, y_chw[3:]]), 3: y_chw[:3]}[channels]
-    elif len(y_chw) < channels:
-        y_chw = torch.cat([y_chw, torch.full_like(y_chw[:1], 255)])
-    return y_chw.permute(1, 2, 0).contiguous().numpy()
-
-
-def _pad(x_chw: Tensor, multiple: int) -> Tensor:
-    """Reflected at the right and the bottom, repeated where there is too little to reflect."""
-    height, width = x_chw.shape[1:]
-    right, bottom = sweep.up(width, multiple) - width, sweep.up(height, multiple) - height
-    if not (right or bottom):
-        return x_chw
-    mode = "reflect" if right < width and bottom < height else "replicate"
-    padded = functional.pad(x_chw[None].float(), (0, right, 0, bottom), mode=mode)
-    return padded[0].to(torch.uint8)
-
-
-def _quantise(x_chw: Tensor) -> Tensor:
-    """fp32 around [0, 1] to uint8, rounded to nearest."""
-    return x_chw.clamp(0, 1).mul(255).round().to(torch.uint8)

@@ -6,20 +6,19 @@ N. C. Rakotonirina and A. Rasoanaivo, "ESRGAN+" (2020), without its noise.
 Parameters are named as in the released Real-ESRGAN files.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import cast
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.errors import ConfigError
+from pipeline.models.graph import Graph, Step
+from pipeline.models.steps import forward
 
 _SLOPE = 0.2  # of the leaky ReLUs
 _RESIDUAL = 0.2  # share of a block's result that is added to its input
-_BLOCK_RADIUS = 15  # three dense blocks of five 3x3 convolutions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,29 +68,56 @@ class RRDBNetShape:
     @property
     def radius(self) -> int:
         """How far from an output pixel, in input pixels along a side, inputs can change it."""
-        return max(self._reach(phase) for phase in range(prod(self.upsampling)))
+        return self.graph().reach(self.unshuffle)
 
-    @property
-    def peak_values(self) -> int:
-        """Values that `forward` holds at once without gradients, per input pixel.
+    def graph(self) -> Graph:
+        """The network's steps; value 0 is the input with its pixels folded."""
+        written = _Written(self)
+        first = x = written.conv("conv_first", 0)
+        for block in range(self.blocks):
+            x = written.block(f"body.{block}", x)
+        x = written.conv("conv_body", x, adds=((first, 1.0),))
+        level = 1
+        for index, factor in enumerate(self.upsampling, start=1):
+            level *= factor
+            x = written.conv(f"conv_up{index}", x, level=level, slope=_SLOPE)
+        x = written.conv("conv_hr", x, level=level, slope=_SLOPE)
+        written.conv("conv_last", x, level=level, channels=self.out_channels)
+        return Graph(self.in_channels * self.unshuffle**2, tuple(written.steps))
 
-        In units of the weights' dtype, for half precision; single precision needs a little less.
-        """
-        block = 5 * self.features + 8 * self.growth  # what the last convolution sees comes twice
-        tail = self.features + max(self.features, 3 * self.out_channels)
-        peak = max(block, tail * prod(self.upsampling) ** 2)
-        return -(-peak // self.unshuffle**2) + 3 * self.in_channels
 
-    def _reach(self, phase: int) -> int:
-        """The radius for one of the output pixels made from the first pixel between the blocks."""
-        low, high = phase - 2, phase + 2  # conv_hr and conv_last
-        for factor in reversed(self.upsampling):
-            low, high = (low - 1) // factor, (high + 1) // factor
-        low -= _BLOCK_RADIUS * self.blocks + 2  # conv_first and conv_body
-        high += _BLOCK_RADIUS * self.blocks + 2
-        own = phase // self.scale
-        last = high * self.unshuffle + self.unshuffle - 1
-        return max(own - low * self.unshuffle, last - own)
+class _Written:
+    """A network being written down, step by step."""
+
+    def __init__(self, shape: RRDBNetShape) -> None:
+        self.steps: list[Step] = []
+        self._shape = shape
+
+    def conv(self, name: str, *reads: int, **more: Any) -> int:
+        """The number of the value that the new step makes."""
+        channels = more.pop("channels", self._shape.features)
+        self.steps.append(Step(conv=name, reads=reads, channels=channels, **more))
+        return len(self.steps)
+
+    def block(self, name: str, x: int) -> int:
+        """Residual in residual: three dense blocks in a row."""
+        second = self._dense(f"{name}.rdb2", self._dense(f"{name}.rdb1", x))
+        return self._dense(f"{name}.rdb3", second, (x, _RESIDUAL))
+
+    def _dense(self, name: str, x: int, *outer: tuple[int, float]) -> int:
+        """Five convolutions, each of which sees what all before it made."""
+        grow: dict[str, Any] = {"channels": self._shape.growth, "slope": _SLOPE}
+        plus = self._shape.plus
+        x1 = self.conv(f"{name}.conv1", x, **grow)
+        beside: tuple[tuple[int, float], ...] = ()
+        if plus:
+            narrow = self.conv(f"{name}.conv1x1", x, channels=self._shape.growth, radius=0)
+            beside = ((narrow, 1.0),)
+        x2 = self.conv(f"{name}.conv2", x, x1, **grow, adds=beside)
+        x3 = self.conv(f"{name}.conv3", x, x1, x2, **grow)
+        beside = ((x2, 1.0),) if plus else ()
+        x4 = self.conv(f"{name}.conv4", x, x1, x2, x3, **grow, adds=beside)
+        return self.conv(f"{name}.conv5", x, x1, x2, x3, x4, adds=((x, _RESIDUAL), *outer))
 
 
 class RRDBNet(nn.Module):
@@ -100,6 +126,7 @@ class RRDBNet(nn.Module):
     def __init__(self, shape: RRDBNetShape) -> None:
         super().__init__()
         self.shape = shape
+        self._graph = shape.graph()
         features = shape.features
         self.conv_first = _conv3x3(shape.in_channels * shape.unshuffle**2, features)
         self.body = nn.Sequential(*(_Block(shape) for _ in range(shape.blocks)))
@@ -116,24 +143,12 @@ class RRDBNet(nn.Module):
         Returns float32 (B, out_channels, H * scale, W * scale), not clamped. The convolutions run
         in the dtype of the weights.
         """
-        features = self._trunk(x_bchw.to(self.conv_first.weight.dtype))
-        for factor, conv in self._enlargements():
-            features = functional.interpolate(features, scale_factor=factor, mode="nearest")
-            features = _activate(conv(features))
-        features = _activate(self.conv_hr(features))
-        return self.conv_last(features).float()
-
-    def _trunk(self, x: Tensor) -> Tensor:
-        first = self.conv_first(functional.pixel_unshuffle(x, self.shape.unshuffle))
-        return self.conv_body(self.body(first)).add_(first)
-
-    def _enlargements(self) -> Iterator[tuple[float, nn.Module]]:
-        for index, factor in enumerate(self.shape.upsampling, start=1):
-            yield float(factor), cast(nn.Module, getattr(self, f"conv_up{index}"))
+        folded = functional.pixel_unshuffle(x_bchw, self.shape.unshuffle)
+        return forward(self, self._graph, folded)
 
 
 class _Block(nn.Module):
-    """Residual in residual: three dense blocks in a row."""
+    """Weights of three dense blocks in a row."""
 
     def __init__(self, shape: RRDBNetShape) -> None:
         super().__init__()
@@ -141,12 +156,9 @@ class _Block(nn.Module):
         self.rdb2 = _DenseBlock(shape)
         self.rdb3 = _DenseBlock(shape)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.rdb3(self.rdb2(self.rdb1(x))).mul_(_RESIDUAL).add_(x)
-
 
 class _DenseBlock(nn.Module):
-    """Five convolutions, each of which sees what all before it made."""
+    """Weights of five convolutions, and of ESRGAN+'s 1x1 path."""
 
     def __init__(self, shape: RRDBNetShape) -> None:
         super().__init__()
@@ -158,21 +170,6 @@ class _DenseBlock(nn.Module):
         self.conv5 = _conv3x3(features + 4 * growth, features)
         self.conv1x1 = nn.Conv2d(features, growth, 1, bias=False) if shape.plus else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        x1 = _activate(self.conv1(x))
-        x2 = _activate(self.conv2(torch.cat((x, x1), 1)))
-        if self.conv1x1 is not None:
-            x2 = x2 + self.conv1x1(x)  # not in place: the activation's gradient needs its result
-        x3 = _activate(self.conv3(torch.cat((x, x1, x2), 1)))
-        x4 = _activate(self.conv4(torch.cat((x, x1, x2, x3), 1)))
-        if self.conv1x1 is not None:
-            x4 = x4 + x2
-        return self.conv5(torch.cat((x, x1, x2, x3, x4), 1)).mul_(_RESIDUAL).add_(x)
-
 
 def _conv3x3(inputs: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, padding=1)
-
-
-def _activate(x: Tensor) -> Tensor:
-    return functional.leaky_relu(x, _SLOPE, inplace=True)

@@ -9,13 +9,15 @@ from itertools import chain
 from typing import Literal, get_args
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pipeline.errors import ConfigError
+from pipeline.models.graph import Graph, Step
+from pipeline.models.steps import forward
 
 Activation = Literal["prelu", "relu", "leakyrelu"]
 
-_SLOPE = 0.1  # of the leaky ReLUs
+# Of the activations without weights, as slopes of a leaky ReLU.
+_SLOPES = {"relu": 0.0, "leakyrelu": 0.1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,19 +62,27 @@ class SRVGGShape:
     @property
     def radius(self) -> int:
         """How far from an output pixel, in input pixels along a side, inputs can change it."""
-        return self.convs + 2
+        return self.graph().reach(self.multiple)
 
-    @property
-    def peak_values(self) -> int:
-        """Values that `forward` holds at once without gradients, per input pixel.
-
-        In units of the weights' dtype, for half precision: the last step is in float32 and counts
-        twice. Single precision needs less.
-        """
-        result = self.out_channels * self.scale**2
-        base = self.in_channels * self.scale**2
-        stack = self.features + max(self.features, result)
-        return max(stack, 3 * result, 2 * (result + base)) + 3 * self.in_channels
+    def graph(self) -> Graph:
+        """The network's steps."""
+        steps = [
+            Step(
+                conv=f"body.{2 * n}",
+                reads=(n,),
+                channels=self.features,
+                slope=_SLOPES.get(self.activation, f"body.{2 * n + 1}.weight"),
+            )
+            for n in range(self.convs + 1)
+        ]
+        last = Step(
+            conv=f"body.{2 * len(steps)}",
+            reads=(len(steps),),
+            channels=self.out_channels,
+            shuffle=self.scale,
+            adds=((0, 1.0),),
+        )
+        return Graph(self.in_channels, (*steps, last))
 
 
 class SRVGGNetCompact(nn.Module):
@@ -81,6 +91,7 @@ class SRVGGNetCompact(nn.Module):
     def __init__(self, shape: SRVGGShape) -> None:
         super().__init__()
         self.shape = shape
+        self._graph = shape.graph()
         features = shape.features
         widths = [shape.in_channels] + [features] * shape.convs
         stack = chain.from_iterable(
@@ -96,9 +107,7 @@ class SRVGGNetCompact(nn.Module):
         Returns float32 (B, out_channels, H * scale, W * scale), not clamped. The convolutions run
         in the dtype of the weights, the sum with the enlarged input in float32.
         """
-        scale, dtype = self.shape.scale, next(self.parameters()).dtype
-        detail = functional.pixel_shuffle(self.body(x_bchw.to(dtype)), scale).float()
-        return detail.add_(functional.interpolate(x_bchw, scale_factor=float(scale)))
+        return forward(self, self._graph, x_bchw)
 
 
 def _conv3x3(inputs: int, outputs: int) -> nn.Conv2d:
@@ -112,4 +121,4 @@ def _activation(shape: SRVGGShape) -> nn.Module:
         case "relu":
             return nn.ReLU(inplace=True)
         case "leakyrelu":
-            return nn.LeakyReLU(_SLOPE, inplace=True)
+            return nn.LeakyReLU(_SLOPES["leakyrelu"], inplace=True)

@@ -1,0 +1,133 @@
+"""Pictures as what goes through a network at once, and back: channels, gray, alpha.
+
+Colour goes through in straight RGB, gray as three equal channels whose mean comes back, alpha as a
+gray picture of its own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.engine.resize import Resizer
+from pipeline.images.image import Pixels
+
+_MEAN = (1 / 3, 1 / 3, 1 / 3)
+_OPAQUE = 255
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """A picture, or its alpha, as one input of a network; and where the result goes."""
+
+    x_chw: Tensor
+    """uint8 (C, H, W), C as the network takes them."""
+    out_hwc: Tensor
+    """uint8 (H', W', c) on the host: the part of the result that comes from this plane."""
+    mix: tuple[tuple[float, ...], ...] | None
+    """How the network's channels make those of the result, one row each; None: as they are."""
+
+    @property
+    def height(self) -> int:
+        return self.x_chw.shape[1]
+
+    @property
+    def width(self) -> int:
+        return self.x_chw.shape[2]
+
+
+def split(pixels: Pixels, size: tuple[int, int], channels: int) -> tuple[list[Plane], Pixels]:
+    """The planes of a picture, and the result that they will fill.
+
+    pixels: uint8 (H, W, 1 to 4). size: (width, height) of the result. channels: 1, 3 or 4, that
+    the network takes and makes.
+    """
+    x_chw = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    out = torch.empty((size[1], size[0], len(x_chw)), dtype=torch.uint8)
+    gray, has_alpha = len(x_chw) < 3, len(x_chw) in (2, 4)
+    # Opaque stays exactly opaque: a network would ring at the borders.
+    if has_alpha and channels < 4 and bool((x_chw[-1] == _OPAQUE).all()):
+        out[:, :, -1] = _OPAQUE
+        x_chw, has_alpha = x_chw[:-1], False
+    if channels == 1:
+        parts = [Plane(x[None], out[:, :, c : c + 1], None) for c, x in enumerate(x_chw)]
+        return parts, out.numpy()
+    colour, shown = (x_chw[:1].expand(3, -1, -1), 1) if gray else (x_chw[:3], 3)
+    if channels == 4:
+        alpha = x_chw[-1:] if has_alpha else torch.full_like(x_chw[:1], _OPAQUE)
+        fed = torch.cat([colour, alpha])
+        return [Plane(fed, out, _mix_of_four(gray=gray, alpha=has_alpha))], out.numpy()
+    planes = [Plane(colour, out[:, :, :shown], (_MEAN,) if gray else None)]
+    if has_alpha:
+        planes.append(Plane(x_chw[-1:].expand(3, -1, -1), out[:, :, -1:], (_MEAN,)))
+    return planes, out.numpy()
+
+
+def _mix_of_four(*, gray: bool, alpha: bool) -> tuple[tuple[float, ...], ...]:
+    colours = [(*_MEAN, 0.0)] if gray else [(1.0, 0, 0, 0), (0, 1.0, 0, 0), (0, 0, 1.0, 0)]
+    return (*colours, *([(0.0, 0, 0, 1.0)] if alpha else []))
+
+
+def pad(x_chw: Tensor, multiple: int) -> Tensor:
+    """Reflected at the right and the bottom, repeated where there is too little to reflect."""
+    height, width = x_chw.shape[1:]
+    right, bottom = -width % multiple, -height % multiple
+    if not (right or bottom):
+        return x_chw
+    mode = "reflect" if right < width and bottom < height else "replicate"
+    padded = functional.pad(x_chw[None].float(), (0, right, 0, bottom), mode=mode)
+    return padded[0].to(torch.uint8)
+
+
+class Result:
+    """The result of a plane while its rows arrive: mixed, resized, rounded to 8 bits."""
+
+    def __init__(self, plane: Plane, scale: int) -> None:
+        self._out = plane.out_hwc
+        self._mix = plane.mix
+        own = (plane.height * scale, plane.width * scale)
+        target = (self._out.shape[0], self._out.shape[1])
+        self._resize = Resizer(own, target) if own != target else None
+        self._rows_left = own[0]
+        self._width = own[1]
+        self._made = 0
+        self._extremes = list[Tensor]()
+
+    def add(self, y_chw: Tensor) -> None:
+        """The next rows, float32 on the device; what exceeds the plane is left out."""
+        y_chw = y_chw[:, : self._rows_left, : self._width]
+        self._rows_left -= y_chw.shape[1]
+        if not y_chw.numel():
+            return
+        self._extremes += torch.aminmax(y_chw)
+        if self._mix is not None:
+            y_chw = _mixed(y_chw, self._mix)
+        if self._resize is not None:
+            y_chw = self._resize(y_chw)
+        rows = self._out[self._made : self._made + y_chw.shape[1]]
+        rows.copy_(_quantise(y_chw).permute(1, 2, 0))
+        self._made += len(rows)
+
+    def finite(self) -> bool:
+        """Whether all rows were, without NaN and infinity."""
+        return bool(torch.isfinite(torch.stack(self._extremes)).all())
+
+
+def _mixed(y_chw: Tensor, mix: Sequence[Sequence[float]]) -> Tensor:
+    """Pixel by pixel, in one order: a matrix product would round by the number of pixels."""
+    sums = [sum(gain * y_hw for gain, y_hw in zip(row, y_chw, strict=True) if gain) for row in mix]
+    return torch.stack(cast(list[Tensor], sums))
+
+
+def _quantise(x_chw: Tensor) -> Tensor:
+    """fp32 around [0, 1] to uint8, rounded to nearest."""
+    return x_chw.mul(255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def batch(planes: Sequence[Plane], multiple: int) -> Tensor:
+    """Planes of one size, uint8 (B, C, H, W)."""
+    return torch.stack([pad(plane.x_chw, multiple) for plane in planes])
