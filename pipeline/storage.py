@@ -26,19 +26,16 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
-import aiohttp
 import fsspec
 import pyarrow.fs
-from botocore import exceptions as boto
-from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync
 from fsspec.registry import known_implementations
 from fsspec.utils import glob_translate
@@ -51,35 +48,32 @@ STAGING = ".staging"
 _FAMILY = {"local": "file", "s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az", "https": "http"}
 _EXTRA = {"gs": "gcs", "az": "azure"}
 
-# What drivers let through; those of the optional ones by name, as they may not be installed.
+# What drivers let through, by name: only what is loaded can raise, and loading it takes a while.
+_CLIENT_ERROR = "botocore.exceptions:ClientError"
 _FAILURES = (
-    OSError,
-    boto.BotoCoreError,
-    boto.ClientError,
-    ResponseParserError,
-    aiohttp.ClientError,
-)
-_MORE_FAILURES = (
+    _CLIENT_ERROR,
+    "botocore.exceptions:BotoCoreError",
+    "botocore.parsers:ResponseParserError",
+    "aiohttp:ClientError",
     "gcsfs.retry:HttpError",
     "google.auth.exceptions:GoogleAuthError",
     "azure.core.exceptions:AzureError",
 )
 _MISCONFIGURED = (
-    boto.ProfileNotFound,
-    boto.ConfigParseError,
-    boto.ConfigNotFound,
-    boto.InvalidConfigError,
-    boto.PartialCredentialsError,
-    boto.ParamValidationError,
-    boto.ValidationError,
+    "botocore.exceptions:ProfileNotFound",
+    "botocore.exceptions:ConfigParseError",
+    "botocore.exceptions:ConfigNotFound",
+    "botocore.exceptions:InvalidConfigError",
+    "botocore.exceptions:PartialCredentialsError",
+    "botocore.exceptions:ParamValidationError",
+    "botocore.exceptions:ValidationError",
 )
 _LOCKED_OUT = (
-    PermissionError,
-    boto.NoCredentialsError,
-    boto.NoAuthTokenError,
-    boto.CredentialRetrievalError,
-    boto.TokenRetrievalError,
-    boto.SSOError,
+    "botocore.exceptions:NoCredentialsError",
+    "botocore.exceptions:NoAuthTokenError",
+    "botocore.exceptions:CredentialRetrievalError",
+    "botocore.exceptions:TokenRetrievalError",
+    "botocore.exceptions:SSOError",
 )
 # S3 answers 400, not 403, to credentials that have run out.
 _EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"}
@@ -567,7 +561,7 @@ def _get(fs: Any, request: Mapping[str, str], uri: str, limit: int | None) -> tu
         try:
             body: Any = sync(fs.loop, _drain, response["Body"])
             return body, response["ETag"].strip('"')
-        except _FAILURES:
+        except (OSError, *_loaded(_FAILURES)):
             if attempt == _GET_ATTEMPTS:
                 raise
         time.sleep(attempt / 2)
@@ -644,8 +638,9 @@ def _labels(family: str, content_type: str | None, metadata: Mapping[str, str]) 
 # ------------------------------------------------------------------------------------- errors
 
 
-def _loaded_failures() -> tuple[type[Exception], ...]:
-    loaded = [name for name in _MORE_FAILURES if name.partition(":")[0] in sys.modules]
+def _loaded(names: Iterable[str]) -> tuple[type[Exception], ...]:
+    """Of these errors, named as `module:name`, those whose module has been imported."""
+    loaded = [name for name in names if name.partition(":")[0] in sys.modules]
     return tuple(map(pkgutil.resolve_name, loaded))
 
 
@@ -654,7 +649,7 @@ def _translating(uri: str) -> Generator[None]:
     """Turn what the driver of `uri` raises into the errors at the top of this module."""
     try:
         yield
-    except (*_FAILURES, *_loaded_failures()) as error:
+    except (OSError, *_loaded(_FAILURES)) as error:
         if getattr(error, "filename", None):
             raise  # the operating system's, or translated already: it names its place
         raise _translated(redact(uri), error) from error
@@ -664,9 +659,10 @@ def _translated(place: str, error: Exception) -> Exception:
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     text = redact(" ".join(text.split()))
     status, code = _status(error)
-    if isinstance(error, _MISCONFIGURED):
+    if isinstance(error, _loaded(_MISCONFIGURED)):
         return ConfigError(f"{place}: {text}")
-    if isinstance(error, _LOCKED_OUT) or status in (401, 403) or code in _EXPIRED_CODES:
+    locked_out = isinstance(error, (PermissionError, *_loaded(_LOCKED_OUT)))
+    if locked_out or status in (401, 403) or code in _EXPIRED_CODES:
         return PermissionError(errno.EACCES, text, place)
     if isinstance(error, FileNotFoundError) or status == 404:
         return FileNotFoundError(errno.ENOENT, text, place)
@@ -680,8 +676,8 @@ def _translated(place: str, error: Exception) -> Exception:
 def _status(error: BaseException) -> tuple[int | None, str]:
     """HTTP status and the store's own code of a driver's error, or of its cause."""
     for blamed in (error, error.__cause__):
-        if isinstance(blamed, boto.ClientError):
-            answer: Any = blamed.response
+        if isinstance(blamed, _loaded([_CLIENT_ERROR])):
+            answer = cast(Any, blamed).response
             status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
             return status, str(answer.get("Error", {}).get("Code", ""))
         for name in ("status_code", "status", "code"):  # Azure, aiohttp, Google

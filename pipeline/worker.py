@@ -19,10 +19,8 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import pyarrow as pa
-import torch
 
 from pipeline.config import Encode, Limits
-from pipeline.engine.upscaler import Upscaler
 from pipeline.errors import (
     ConfigError,
     FetchError,
@@ -78,6 +76,11 @@ class Worker:
 
     def __init__(self, job: Job, attempts: Attempts) -> None:
         """Loads the generator. Raises ConfigError where the model cannot be had or used."""
+        # Here and not above: torch takes seconds to import, and the driver only names this class.
+        import torch
+
+        from pipeline.engine.upscaler import Upscaler
+
         self._job = job
         self._attempts = attempts
         cores = len(os.sched_getaffinity(0))
