@@ -5,6 +5,7 @@ items failed · 5 stopped early, resumable.
 """
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -19,10 +20,12 @@ from pipeline.storage import Store, redact
 def upscale(arguments: Sequence[str]) -> int:
     """`jobs/upscale.py`: one run. Returns the exit code."""
     asked = config.parse(arguments)
-    # Ray and torch take seconds to import: a wrong flag need not wait for them.
+    # Ray takes seconds to import: a wrong flag need not wait for them.
     from pipeline import flow
 
-    return flow.run(asked)
+    code = flow.run(asked)
+    gc.freeze()  # else the interpreter's last collections look through all of Ray, for nothing
+    return code
 
 
 def models(arguments: Sequence[str]) -> int:

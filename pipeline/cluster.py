@@ -7,7 +7,9 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import Any, cast
 
 import ray
@@ -72,14 +74,16 @@ def connect() -> Cluster:
     if not ray.is_initialized() and address is None:
         inherited = os.environ.get("PYTHONPATH")
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_ROOT), inherited]))
-        with _hushed():
+        # `ray.shutdown` waits a second for the older autoscaler, which misses its ended server.
+        os.environ.setdefault("RAY_enable_autoscaler_v2", "1")
+        with _hushed(), _meanwhile_importing("ray.data"):
             ray.init(
                 "local", include_dashboard=False, object_store_memory=_LOCAL_STORE_BYTES, **quiet
             )
         return _survey(local=True)
     if not ray.is_initialized():
         try:
-            with _hushed():
+            with _hushed(), _meanwhile_importing("ray.data"):
                 ray.init(address, runtime_env=_our_code(), **quiet)
         except ConnectionError as error:
             raise ConfigError(f"no Ray cluster answers at {address} (RAY_ADDRESS)") from error
@@ -98,6 +102,17 @@ def _hushed() -> Generator[None]:
         os.dup2(stderr, 2)
         os.close(stderr)
         os.close(nowhere)
+
+
+@contextmanager
+def _meanwhile_importing(module: str) -> Generator[None]:
+    """Uses the wait for other processes. Who imports the module again hears of its errors."""
+    thread = Thread(target=import_module, args=(module,), name="import")
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def _named_address() -> str | None:

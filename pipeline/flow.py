@@ -14,10 +14,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
 import ray
-import ray.data
-import ray.exceptions
-from ray.data import ActorPoolStrategy, DataContext
-from ray.data.exceptions import ExecutionTimeoutError, SystemException
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import manifest, plan, storage
@@ -38,7 +35,6 @@ from pipeline.worker import Job, Worker
 
 pc: Any = pyarrow.compute  # its functions are made at run time, no checker knows them
 
-_RAY_FAILURES = (ray.exceptions.RayError, SystemException, ExecutionTimeoutError)
 # Rows that got lost between a worker and the driver are asked for once more.
 _ROUNDS = 2
 
@@ -153,7 +149,7 @@ def _carry_out(session: Session, todo: pa.Table, crew: Fleet) -> Result:
                     recorder.add(outcomes)
     except KeyboardInterrupt:
         result.stopped = True
-    except (*_RAY_FAILURES, FatalError) as error:
+    except FatalError as error:
         result.error = str(error)
     finally:
         progress.close()
@@ -180,34 +176,46 @@ def _rounds(session: Session, todo: pa.Table, crew: Fleet) -> Iterator[pa.Table]
 
 
 def _execute(session: Session, shard_uri: str, rows: int, crew: Fleet) -> Iterator[pa.Table]:
-    """One execution of Ray Data over one shard: outcomes as they are ready, in any order."""
+    """One execution of Ray Data over one shard: outcomes as they are ready, in any order.
+
+    Raises FatalError when Ray gives up.
+    """
+    import ray.data  # it takes a second to import: `cluster.connect` did that while Ray started
+    from ray.data.exceptions import ExecutionTimeoutError, SystemException
+
     _set_context(session.config)
     filesystem, path = session.report_store.arrow(shard_uri)
-    two_blocks = ActorPoolStrategy(
+    two_blocks = ray.data.ActorPoolStrategy(
         size=crew.count, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
     )
-    arguments = {"job": _job(session, crew), "attempts": _Attempts.start()}
-    yield from (
-        ray.data.read_parquet(path, filesystem=filesystem)
-        .repartition(target_num_rows_per_block=rows)
-        .map_batches(
-            Worker,
-            fn_constructor_kwargs=arguments,
-            batch_size=rows,
-            batch_format="pyarrow",
-            compute=two_blocks,
-            num_cpus=crew.cpus,
-            num_gpus=crew.gpus,
-            udf_modifying_row_count=False,
+    try:
+        arguments = {"job": _job(session, crew), "attempts": _Attempts.start()}
+        yield from (
+            ray.data.read_parquet(path, filesystem=filesystem, override_num_blocks=1)
+            .repartition(target_num_rows_per_block=rows)
+            .map_batches(
+                Worker,
+                fn_constructor_kwargs=arguments,
+                batch_size=rows,
+                batch_format="pyarrow",
+                compute=two_blocks,
+                num_cpus=crew.cpus,
+                num_gpus=crew.gpus,
+                udf_modifying_row_count=False,
+            )
+            .iter_batches(batch_size=None, batch_format="pyarrow")
         )
-        .iter_batches(batch_size=None, batch_format="pyarrow")
-    )
+    except (RayError, SystemException, ExecutionTimeoutError) as error:
+        raise FatalError(str(error)) from error
 
 
 def _set_context(config: UpscaleConfig) -> None:
     """Ray Data's settings, which every dataset copies; its bars and chatter off."""
+    from ray.data import DataContext
+
     context = DataContext.get_current()
     context.max_errored_blocks = 0  # any other value drops rows without a word
+    context.use_datasource_v2 = False  # its 32 actors for footers outweigh a shard of one file
     context.execution_no_progress_timeout_s = config.workers.stall_timeout_s
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
