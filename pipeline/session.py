@@ -19,7 +19,7 @@ from pipeline.models import zoo
 from pipeline.models.zoo import ModelSpec
 from pipeline.storage import Store
 
-_PRECISION: dict[str, Precision] = {"cuda": "fp16", "cpu": "fp32"}
+AUTO_PRECISION: dict[str, Precision] = {"cuda": "fp16", "cpu": "fp32"}
 _A_DAY_S = 86_400
 _VERSIONED = ("ray", "torch", "numpy", "pillow", "pyarrow", "fsspec", "s3fs")
 
@@ -158,7 +158,7 @@ def _settle_auto(
     device = config.device if config.device != "auto" else bound.get("device") or auto_device()
     precision = config.precision
     if precision == "auto":
-        precision = bound.get("precision") or _PRECISION[device]
+        precision = bound.get("precision") or AUTO_PRECISION[device]
     return cast(Device, device), cast(Precision, precision)
 
 
