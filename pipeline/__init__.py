@@ -19,6 +19,7 @@ images    codecs
 engine    exact execution of a generator on images of any size
 models    generators, checkpoints and the zoo of released weights
 report    summary of a run
+benchmark plain loops, the engine and whole runs compared on one machine
 samples   pictures drawn for the demo and the tests
 """
 

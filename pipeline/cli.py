@@ -53,6 +53,13 @@ def models(arguments: Sequence[str]) -> int:
     return DONE
 
 
+def benchmark(arguments: Sequence[str]) -> int:
+    """`jobs/benchmark.py`: what a machine yields. Returns the exit code."""
+    from pipeline.benchmark import command
+
+    return command.main(arguments)
+
+
 def _fetched(name: str) -> list[Path]:
     from pipeline.models import zoo
 
@@ -67,7 +74,11 @@ def _read(file: str) -> bytes:
         raise ConfigError(f"cannot read {error.filename or file}: {error.strerror}") from error
 
 
-_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"upscale": upscale, "models": models}
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "upscale": upscale,
+    "models": models,
+    "benchmark": benchmark,
+}
 
 
 def run(command: str, arguments: Sequence[str]) -> int:
