@@ -56,10 +56,15 @@ class Workers(Section):
         default=None, ge=1, description="torch threads; default the node's CPUs over its workers"
     )
     in_flight: int = Field(
-        default=8, ge=1, le=256, description="pictures under way in a worker, each in a thread"
+        default=256, ge=1, le=1024, description="pictures under way in a worker, each in a thread"
     )
     in_flight_bytes: int = Field(
-        default=4 * 2**30, ge=2**20, description="bytes of decoded pictures and results in a worker"
+        default=4 * 2**30,
+        ge=2**20,
+        description="bytes of decoded pictures, results and encoders in a worker",
+    )
+    fetches: int = Field(
+        default=16, ge=1, le=256, description="sources that a worker reads at the same time"
     )
     max_crashes: int = Field(
         default=2,
@@ -192,7 +197,8 @@ class UpscaleConfig(Section):
         default=None, ge=1, description="final long side in pixels, instead of a factor"
     )
     precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
-        default="auto", description="fp16 on CUDA, fp32 on CPUs"
+        default="auto",
+        description="auto is fp16 on CUDA, bf16 on CPUs that are fast at it, else fp32",
     )
     format: Literal["auto", "png", "jpeg", "tiff", "webp"] = Field(
         default="auto", description="auto keeps the source's"

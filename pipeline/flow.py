@@ -161,7 +161,7 @@ def _rounds(session: Session, todo: pa.Table, crew: Fleet) -> Iterator[pa.Table]
     """Outcomes of all items, each once. Raises FatalError when some never come."""
     for number in range(_ROUNDS):
         pace = session.head.get("seconds_per_item")
-        rows, seen = plan.block_rows(todo.num_rows, crew.count, seconds_per_item=pace), set[str]()
+        rows, seen = plan.block_rows(todo, crew.count, seconds_per_item=pace), set[str]()
         for name, shard in plan.shards(todo, rows):
             extras = _extras(shard)
             uri = _write_shard(session, f"{number}-{name}", shard.select(ITEM_SCHEMA.names))
@@ -241,6 +241,7 @@ def _job(session: Session, crew: Fleet) -> Job:
         output=session.output_store,
         models=session.model_store,
         in_flight=config.workers.in_flight,
+        fetches=config.workers.fetches,
         in_flight_bytes=config.workers.in_flight_bytes,
         max_crashes=config.workers.max_crashes,
         threads=config.workers.threads,

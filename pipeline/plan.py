@@ -33,6 +33,7 @@ _OTHERS = (".bmp", ".gif", ".jp2", ".j2k", ".jpx", ".pbm", ".pgm", ".ppm", ".pnm
 _BLOCK_S = 20
 _BLOCK_ROWS = (1, 1024)
 _DEFAULT_BLOCK_ROWS = 16
+_BLOCK_BYTES = 8 * 2**20
 _SHARD_BLOCKS = 50_000
 _SHARD_ROWS = 1_000_000
 _KEY_BYTES = 1024
@@ -152,13 +153,20 @@ def remaining(
     return Remaining(cut, _count(done), _count(failed), todo.num_rows - cut.num_rows)
 
 
-def block_rows(items: int, workers: int, *, seconds_per_item: float | None = None) -> int:
+def block_rows(todo: pa.Table, workers: int, *, seconds_per_item: float | None = None) -> int:
     """Rows of a block, the unit of retry: about 20 s of work, and enough blocks for everyone.
 
-    seconds_per_item: estimated work of one worker; unknown it is taken for a little over a second.
+    todo: items, with `size` where it is known. seconds_per_item: work of one worker, as measured;
+    where it is not known yet, a block has 8 MiB of files, or 16 of unknown size.
     """
-    wanted = round(_BLOCK_S / seconds_per_item) if seconds_per_item else _DEFAULT_BLOCK_ROWS
-    fair = math.ceil(items / (4 * workers))
+    file_bytes = pc.mean(todo["size"]).as_py()
+    if seconds_per_item:
+        wanted = round(_BLOCK_S / seconds_per_item)
+    elif file_bytes:
+        wanted = round(_BLOCK_BYTES / file_bytes)
+    else:
+        wanted = _DEFAULT_BLOCK_ROWS
+    fair = math.ceil(todo.num_rows / (4 * workers))
     return max(_BLOCK_ROWS[0], min(wanted, fair, _BLOCK_ROWS[1]))
 
 

@@ -19,7 +19,6 @@ from pipeline.models import zoo
 from pipeline.models.zoo import ModelSpec
 from pipeline.storage import Store
 
-AUTO_PRECISION: dict[str, Precision] = {"cuda": "fp16", "cpu": "fp32"}
 _A_DAY_S = 86_400
 _VERSIONED = ("ray", "torch", "numpy", "pillow", "pyarrow", "fsspec", "s3fs")
 
@@ -158,8 +157,23 @@ def _settle_auto(
     device = config.device if config.device != "auto" else bound.get("device") or auto_device()
     precision = config.precision
     if precision == "auto":
-        precision = bound.get("precision") or AUTO_PRECISION[device]
+        precision = bound.get("precision") or auto_precision(device)
     return cast(Device, device), cast(Precision, precision)
+
+
+def auto_precision(device: str) -> Precision:
+    """The fastest precision of this kind of device that nobody sees the difference of.
+
+    On CPUs bf16 where a matrix product in it is faster than in fp32: with AMX, and on AMD with
+    AVX512-BF16 (measured 2.7 times). Intel's AVX512-BF16 without AMX takes nearly twice as long as
+    fp32 (measured on an Emerald Rapids whose AMX was hidden by the hypervisor).
+    """
+    if device == "cuda":
+        return "fp16"
+    facts = Path("/proc/cpuinfo")
+    words = set(facts.read_text().split()) if facts.exists() else set[str]()
+    fast = "amx_bf16" in words or {"avx512_bf16", "AuthenticAMD"} <= words
+    return "bf16" if fast else "fp32"
 
 
 def _store(side: Side) -> Store:

@@ -12,12 +12,14 @@ class Budget:
 
     limit: int
     _held: int = 0
+    _turn: threading.Lock = field(default_factory=threading.Lock)
     _freed: threading.Condition = field(default_factory=threading.Condition)
 
     @contextmanager
     def held(self, amount: int) -> Generator[None]:
         """Waits until there is room for so many bytes, and has them until it is left."""
-        with self._freed:
+        # One waits for room and the others for their turn: small ones do not pass by a large one.
+        with self._turn, self._freed:
             self._freed.wait_for(lambda: not self._held or self._held + amount <= self.limit)
             self._held += amount
         try:

@@ -1,9 +1,10 @@
 """One worker per device: fetch, decode, upscale, encode and publish, overlapped by threads.
 
-An item has one thread from its first byte to its last, and `in_flight` of them are under way at
-once; what they share they take turns at: the device (one at a time), the codecs (one per core) and
-memory (a budget of bytes). So the network never waits for a codec or the store, and neither for it.
-Blocks overlap too: Ray calls the worker for the next block while the last items of this one finish.
+An item has one thread from its first byte to its last, and up to `in_flight` of them are under way
+at once; what they share they take turns at: fetches, memory (a budget of bytes), the codecs (one
+per core) and the device, which takes small pictures many at a time. So the network never waits for
+a codec or the store, and neither for it. Blocks overlap too: Ray calls the worker for the next
+block while the last items of this one finish, and what is packed comes from all of them.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ import threading
 import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -29,9 +30,9 @@ from pipeline.errors import (
     TooLargeError,
     WorkerCrashError,
 )
-from pipeline.images.decode import decode
+from pipeline.images.decode import decode, probe
 from pipeline.images.encode import CONTENT_TYPES, check_size, encode
-from pipeline.images.image import Image, Pixels
+from pipeline.images.image import Facts, Image, Pixels
 from pipeline.models import zoo
 from pipeline.models.zoo import ModelSpec
 from pipeline.plan import FORMATS, source_suffix
@@ -57,6 +58,7 @@ class Job:
     output: Store
     models: Store
     in_flight: int
+    fetches: int
     in_flight_bytes: int
     max_crashes: int
     threads: int | None
@@ -77,28 +79,25 @@ class Worker:
     def __init__(self, job: Job, attempts: Attempts) -> None:
         """Loads the generator. Raises ConfigError where the model cannot be had or used."""
         # Here and not above: torch takes seconds to import, and the driver only names this class.
-        import torch
-
+        from pipeline.engine.packer import Packer
         from pipeline.engine.upscaler import Upscaler
 
         self._job = job
         self._attempts = attempts
-        cores = len(os.sched_getaffinity(0))
-        # Ray gives actors that ask for no CPU one thread. OpenMP keeps the number for each thread.
-        threads = job.threads or max(1, cores // job.workers_on_node)
-        torch.set_num_threads(threads)
         cache = zoo.default_cache_dir()
-        model = zoo.load_generator(job.model, store=job.models, cache_dir=cache)
-        self._upscaler = Upscaler(
-            model,
+        upscaler = Upscaler(
+            zoo.load_generator(job.model, store=job.models, cache_dir=cache),
             device=job.device,
             precision=job.precision,
             budget_bytes=job.limits.device_bytes,
         )
-        self._threads = ThreadPoolExecutor(
-            job.in_flight, "item", initializer=torch.set_num_threads, initargs=(threads,)
-        )
-        self._device = threading.Lock()
+        self._scale = upscaler.scale
+        cores = len(os.sched_getaffinity(0))
+        # Ray gives actors that ask for no CPU one thread.
+        threads = job.threads or max(1, cores // job.workers_on_node)
+        self._packer = Packer(upscaler, threads=threads)
+        self._threads = ThreadPoolExecutor(job.in_flight, "item")
+        self._fetches = threading.Semaphore(job.fetches)
         self._codecs = threading.Semaphore(cores)
         self._memory = Budget(job.in_flight_bytes)
         self._company = Company()
@@ -147,24 +146,28 @@ class Worker:
 
     def _work(self, item: Item, log: "_Log") -> None:
         """The way of one picture. Raises ItemError."""
-        with log.timed("fetch"):
-            data = self._fetch(item, log)
-        with self._codecs, log.timed("decode"):
-            image = decode(data, max_pixels=self._job.limits.max_input_pixels)
-        del data
-        log.saw(image, item)
-        width, height = self._final_size(image)
-        check_size(item.output_format, width, height, max_pixels=self._job.limits.max_output_pixels)
-        with self._memory.held(image.pixels.nbytes + width * height * image.pixels.shape[2]):
-            with self._device, log.timed("upscale"):
-                upscaled = self._upscaler(image.pixels, (width, height))
+        with self._packer.announced() as visit, ExitStack() as held:
+            # Fetched files are not in the budget: as many wait for memory as may be fetched.
+            with self._fetches:
+                with log.timed("fetch"):
+                    data = self._fetch(item, log)
+                held.enter_context(self._memory.held(self._admit(data, item, log)))
+            with self._codecs, log.timed("decode"):
+                image = decode(data, max_pixels=self._job.limits.max_input_pixels)
+            del data
+            log.note(*image.warnings)
+            width, height = self._final_size(image.width, image.height)
+            try:
+                upscaled = visit.upscale(image.pixels, (width, height))
+            finally:
+                log.add(upscale_s=visit.device_s)
+            log.note(*upscaled.warnings)
             with self._codecs, log.timed("encode"):
                 file = self._encode(upscaled.pixels, image, item, log)
-            log.note(*upscaled.warnings)
             del upscaled
             with log.timed("publish"):
                 self._publish(item, file, log)
-        log.made(file, item, width, height, scale=width / image.width)
+            log.made(file, item, width, height, scale=width / image.width)
 
     def _fetch(self, item: Item, log: "_Log") -> bytes:
         limit = self._job.limits.max_source_bytes
@@ -206,13 +209,22 @@ class Worker:
                 "source_changed", f"sha256 {found}, the manifest says {item.sha256} (sha256)"
             )
 
-    def _final_size(self, image: Image) -> tuple[int, int]:
+    def _admit(self, data: bytes, item: Item, log: "_Log") -> int:
+        """The bytes that a picture will hold, by its header. Raises ItemError if it is refused."""
+        limits = self._job.limits
+        facts = probe(data, max_pixels=limits.max_input_pixels)
+        log.saw(facts, item)
+        width, height = self._final_size(facts.width, facts.height)
+        check_size(item.output_format, width, height, max_pixels=limits.max_output_pixels)
+        # The samples, those of the result, and what an encoder makes of them.
+        return facts.channels * (facts.width * facts.height + 2 * width * height)
+
+    def _final_size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height of the result, rounded to whole pixels, at least one each."""
-        factor = self._job.scale or self._upscaler.scale
+        factor = self._job.scale or self._scale
         if self._job.long_side is not None:
-            factor = self._job.long_side / max(image.width, image.height)
-        width, height = (max(1, round(side * factor)) for side in (image.width, image.height))
-        return width, height
+            factor = self._job.long_side / max(width, height)
+        return max(1, round(width * factor)), max(1, round(height * factor))
 
     def _encode(self, pixels: Pixels, image: Image, item: Item, log: "_Log") -> bytes:
         factor = pixels.shape[1] / image.width
@@ -288,8 +300,7 @@ class _Log:
     def fetched(self, data: bytes) -> None:
         self.add(source_bytes=len(data), source_sha256=hashlib.sha256(data).hexdigest())
 
-    def saw(self, image: Image, item: Item) -> None:
-        facts = image.facts
+    def saw(self, facts: Facts, item: Item) -> None:
         self.add(
             source_format=facts.format,
             source_mode=facts.mode,
@@ -298,7 +309,6 @@ class _Log:
             source_width=facts.width,
             source_height=facts.height,
         )
-        self.note(*image.warnings)
         named = FORMATS.get(source_suffix(item.key, item.uri).lower())
         if named and named != facts.format:
             self.note("format_mismatch")

@@ -16,7 +16,6 @@ ONLY_IN = {
     # A benchmark's plain loop is what people write with torch and Pillow, around our code.
     "torch": {"engine", "models", "worker", "benchmark/contender", "benchmark/survey"},
     "safetensors": {"models"},
-    "PIL": {"images", "samples"},
     "isal": {"images"},
     "PIL": {"images", "samples", "benchmark/contender"},
     "fsspec": {"storage"},

@@ -225,12 +225,20 @@ def test_a_share_of_many_items_is_about_that_share():
 
 
 @exact
-@given(st.integers(1, 10**8), st.integers(1, 512), st.none() | st.floats(1e-4, 1e4))
+@given(st.integers(1, 5000), st.integers(1, 512), st.none() | st.floats(1e-4, 1e4))
 def test_blocks_are_small_enough_for_everyone_and_never_empty(count, workers, seconds):
-    rows = plan.block_rows(count, workers, seconds_per_item=seconds)
+    todo = pa.table({"size": pa.nulls(count, pa.int64())})
+    rows = plan.block_rows(todo, workers, seconds_per_item=seconds)
     assert 1 <= rows <= 1024
     assert rows == 1 or (rows - 1) * 4 * workers < count
     assert seconds is None or rows == 1 or rows * seconds < 20 + seconds
+
+
+@pytest.mark.parametrize(("size", "rows"), [(None, 16), (20_000, 419), (2_000_000, 4), (10**9, 1)])
+def test_blocks_of_small_files_are_longer_until_their_work_is_known(size, rows):
+    todo = pa.table({"size": pa.array([size] * 5000, pa.int64())})
+    assert plan.block_rows(todo, 1) == rows
+    assert plan.block_rows(todo, 1, seconds_per_item=2.0) == 10
 
 
 @exact

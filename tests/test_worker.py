@@ -38,6 +38,7 @@ def worker(tmp_path, small_model):
             "output": Store(staging=str(tmp_path / "out" / ".staging" / "run")),
             "models": Store(),
             "in_flight": 4,
+            "fetches": 2,
             "in_flight_bytes": 10_000,
             "max_crashes": 2,
             "threads": 1,

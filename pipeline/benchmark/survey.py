@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.models import layouts
 from pipeline.models.layouts import Shape
-from pipeline.session import AUTO_PRECISION
+from pipeline.session import auto_precision
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _PRODUCT_SIDES = (1024, 2048, 4096)
@@ -24,7 +24,7 @@ def survey(shape: Shape, *, device: str, precisions: Sequence[str]) -> dict[str,
 
     precisions: asked for; none means that of `precision: auto` and fp32.
     """
-    chosen = list(dict.fromkeys(precisions or [AUTO_PRECISION[device], "fp32"]))
+    chosen = list(dict.fromkeys(precisions or [auto_precision(device), "fp32"]))
     return {
         "device": device,
         "device_name": torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),

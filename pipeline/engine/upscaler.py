@@ -27,8 +27,8 @@ _SHARE_OF_DEVICE, _SHARE_OF_HOST = 0.6, 0.5
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 # Pixels of a turn. A CPU is fastest while what a convolution reads and writes stays in the caches
-# (measured: 8 to 16 thousand), CUDA needs enough for all its multiprocessors.
-_TURN_PIXELS = {"cpu": 12_288, "cuda": 2**20}
+# (measured: 8 to 24 thousand), CUDA needs enough for all its multiprocessors.
+_TURN_PIXELS = {"cpu": 2**14, "cuda": 2**20}
 
 # A canvas holds 4 x 4 pictures of 256 pixels, 8 x 8 of 128, 16 x 16 of 64, with their gutters.
 _CANVAS_SIDE = 1040

@@ -5,6 +5,9 @@ error with a code of its own, never a guess.
 """
 
 import io
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import PIL.Image
@@ -38,19 +41,31 @@ _ORIENTATION = 0x0112
 _SUB_IFDS = {34665, 34853}  # EXIF and GPS
 
 
-def decode(data: bytes, *, max_pixels: int) -> Image:
-    """The picture that a file holds.
+def probe(data: bytes, *, max_pixels: int) -> Facts:
+    """What the header says of the picture that a file holds; no sample is decoded.
 
     data: the whole file. max_pixels: `limits.max_input_pixels`.
     Raises DecodeError, TooLargeError or UnsupportedError.
     """
+    with _opened(data, max_pixels) as (_, facts):
+        return facts
+
+
+def decode(data: bytes, *, max_pixels: int) -> Image:
+    """The picture that a file holds. Arguments and errors as of `probe`."""
+    with _opened(data, max_pixels) as (opened, facts):
+        opened.load()
+        return _image(opened, facts)
+
+
+@contextmanager
+def _opened(data: bytes, max_pixels: int) -> Generator[tuple[PIL.Image.Image, Facts]]:
+    """Whatever a codec raises inside becomes an ItemError."""
     # Pillow's guard is one for the whole process and warns on stderr; `_check` does its work.
     PIL.Image.MAX_IMAGE_PIXELS = None
     try:
         with PIL.Image.open(io.BytesIO(data), formats=_OPENED) as opened:
-            facts = _facts(opened, data, max_pixels)
-            opened.load()
-            return _image(opened, facts)
+            yield opened, _facts(opened, data, max_pixels)
     except ItemError:
         raise
     except MemoryError as error:
@@ -72,7 +87,7 @@ def _facts(opened: PIL.Image.Image, data: bytes, max_pixels: int) -> Facts:
     frames = int(getattr(opened, "n_frames", 1))
     facts = Facts(_READ[name], opened.mode, _bit_depth(opened, data), frames, *opened.size)
     _check(facts, name, max_pixels)
-    return facts
+    return replace(facts, channels=len(_samples(opened)))
 
 
 def _check(facts: Facts, container: str, max_pixels: int) -> None:
@@ -107,10 +122,7 @@ def _bit_depth(opened: PIL.Image.Image, data: bytes) -> int:
 
 
 def _image(opened: PIL.Image.Image, facts: Facts) -> Image:
-    transparent = "transparency" in opened.info
-    samples = _TO_SAMPLES[opened.mode]
-    if transparent:
-        samples = _WITH_ALPHA.get(samples, samples)
+    samples = _samples(opened)
     upright = PIL.ImageOps.exif_transpose(opened)
     pixels = np.asarray(upright.convert(samples), dtype=np.uint8)
     return Image(
@@ -120,6 +132,12 @@ def _image(opened: PIL.Image.Image, facts: Facts) -> Image:
         dpi=_dpi(opened, upright),
         warnings=_warnings(opened, facts),
     )
+
+
+def _samples(opened: PIL.Image.Image) -> str:
+    """The mode that the picture is decoded to."""
+    samples = _TO_SAMPLES[opened.mode]
+    return _WITH_ALPHA.get(samples, samples) if "transparency" in opened.info else samples
 
 
 def _dpi(opened: PIL.Image.Image, upright: PIL.Image.Image) -> tuple[float, float] | None:

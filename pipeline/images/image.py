@@ -23,6 +23,8 @@ class Facts:
     width: int
     """Pixels as stored, before the orientation is applied."""
     height: int
+    channels: int = 0
+    """Of the decoded picture, 1 to 4."""
 
 
 @dataclass(frozen=True, slots=True)
