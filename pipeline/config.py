@@ -198,7 +198,7 @@ class UpscaleConfig(Section):
     )
     precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
         default="auto",
-        description="auto is fp16 on CUDA, bf16 on CPUs that are fast at it, else fp32",
+        description="auto: fp16 on CUDA, bf16 on CPUs that are fast at it, or fp32",
     )
     format: Literal["auto", "png", "jpeg", "tiff", "webp"] = Field(
         default="auto", description="auto keeps the source's"
