@@ -335,6 +335,7 @@ def _without(table: pa.Table, item_ids: set[str]) -> pa.Table:
 
 def _summarise(session: Session, work: Work, result: Result, wall_s: float) -> Summary:
     tally, left = result.tally, work.left
+    busy_s, shift_s = tally.device_seconds()
     code = summary.exit_code(tally, ok_failed=session.config.ok_failed, stopped=result.stopped)
     return Summary(
         run_id=session.run_id,
@@ -356,6 +357,12 @@ def _summarise(session: Session, work: Work, result: Result, wall_s: float) -> S
         workers=result.workers,
         wall_s=wall_s,
         stage_s=tally.stage_s,
+        device_busy_s=busy_s,
+        device_busy_share=busy_s / shift_s if shift_s else 0.0,
+        device_busy={
+            worker: {"busy_s": shift.busy_s, "seconds": shift.seconds, "share": shift.share}
+            for worker, shift in tally.shifts.items()
+        },
         input_megapixels=tally.input_pixels / 1e6,
         output_megapixels=tally.output_pixels / 1e6,
         output_bytes=tally.output_bytes,

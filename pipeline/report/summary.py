@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
@@ -9,6 +10,38 @@ import pyarrow as pa
 DONE, CRASHED, USAGE, SOME_FAILED, BREAKER, STOPPED, LOCKED = 0, 1, 2, 3, 4, 5, 6
 
 _STAGES = ("fetch", "decode", "upscale", "encode", "publish")
+
+# From this share of the time on, a device counts as the bound.
+_BUSY = 0.85
+# A stage that takes less than this share of the device's seconds bounds nothing.
+_NOTABLE = 0.1
+_REMEDIES = {
+    "fetch": "more sources at once (workers.fetches), or a store that is nearer",
+    "decode": "more cores for each worker (workers.count, or nodes with more of them)",
+    "upscale": "more or faster devices, a smaller model or precision (model, precision)",
+    "encode": "a cheaper format (format, encode.png_effort), or more cores for each worker",
+    "publish": "smaller files (format), or a store that is nearer",
+}
+
+
+@dataclass
+class Shift:
+    """What one worker did, from its first fetch to its last publish."""
+
+    started: datetime
+    ended: datetime
+    busy_s: float = 0.0
+    """Seconds that its device worked."""
+
+    @property
+    def seconds(self) -> float:
+        """From the first fetch to the last publish."""
+        return (self.ended - self.started).total_seconds()
+
+    @property
+    def share(self) -> float:
+        """Of that time, how much its device worked."""
+        return self.busy_s / self.seconds if self.seconds else 0.0
 
 
 @dataclass
@@ -23,6 +56,7 @@ class Tally:
     output_bytes: int = 0
     codes: Counter[str] = field(default_factory=Counter[str])
     stage_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_STAGES, 0.0))
+    shifts: dict[str, Shift] = field(default_factory=dict[str, Shift])
 
     def add(self, outcomes: pa.Table) -> None:
         """Counts in rows of OUTCOME_SCHEMA."""
@@ -33,10 +67,25 @@ class Tally:
                 self.codes[row["error_code"]] += 1
             for stage in _STAGES:
                 self.stage_s[stage] += row[f"{stage}_s"] or 0.0
+            self._add_to_shift(row)
             if status == "done":
                 self.input_pixels += row["source_width"] * row["source_height"]
                 self.output_pixels += row["output_width"] * row["output_height"]
                 self.output_bytes += row["output_bytes"]
+
+    def _add_to_shift(self, row: dict[str, Any]) -> None:
+        started, ended = row["started_at"], row["finished_at"]
+        if not (started and ended):
+            return
+        shift = self.shifts.setdefault(row["worker"], Shift(started, ended))
+        shift.started, shift.ended = min(shift.started, started), max(shift.ended, ended)
+        shift.busy_s += row["upscale_s"] or 0.0
+
+    def device_seconds(self) -> tuple[float, float]:
+        """Seconds that devices worked, and those from first fetch to last publish, of all
+        workers."""
+        shifts = self.shifts.values()
+        return sum(shift.busy_s for shift in shifts), sum(shift.seconds for shift in shifts)
 
     @property
     def seen(self) -> int:
@@ -57,6 +106,9 @@ _COUNTED = [
     "output_width",
     "output_height",
     "output_bytes",
+    "worker",
+    "started_at",
+    "finished_at",
     *(f"{stage}_s" for stage in _STAGES),
 ]
 
@@ -85,6 +137,11 @@ class Summary:
     workers: int
     wall_s: float
     stage_s: dict[str, float]
+    device_busy_s: float
+    device_busy_share: float
+    """Of the time between first fetch and last publish, over all workers."""
+    device_busy: dict[str, dict[str, float]]
+    """By worker: `busy_s`, `seconds` and their `share`."""
     input_megapixels: float
     output_megapixels: float
     output_bytes: int
@@ -113,7 +170,22 @@ class Summary:
         size = f"{self.input_megapixels:.1f} megapixels in, {self.output_megapixels:.1f} out"
         first = f"{', '.join([made, *rest])}; {size}; {self.wall_s:.1f} s"
         failures = [f"  {count} x {code}" for code, count in self.failures.items()]
-        return [first, *failures]
+        return [first, *failures, *([self.bound()] if self.done else [])]
+
+    def bound(self) -> str:
+        """Which stage bounds the run, and what would help.
+
+        Stages overlap, so a device that works all the time is the bound, whatever the others take;
+        else it is what takes longest beside it.
+        """
+        busy = f"devices busy {self.device_busy_share:.0%} of the time"
+        if self.device_busy_share >= _BUSY:
+            return f"{busy}: {_REMEDIES['upscale']}"
+        others = {stage: seconds for stage, seconds in self.stage_s.items() if stage != "upscale"}
+        stage = max(others, key=lambda name: others[name])
+        if others[stage] < _NOTABLE * self.device_busy_s:
+            return f"{busy}: too few pictures in a run to keep them so"
+        return f"{busy}, {stage} takes {others[stage]:.1f} s beside them: {_REMEDIES[stage]}"
 
 
 def exit_code(tally: Tally, *, ok_failed: float, stopped: bool) -> int:

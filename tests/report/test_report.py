@@ -1,6 +1,8 @@
 """What a run says about itself."""
 
 import io
+from dataclasses import fields
+from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 import pytest
@@ -10,9 +12,12 @@ from pipeline.report import summary
 from pipeline.report.progress import Progress
 from pipeline.report.summary import Tally
 
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
-def outcomes(done=0, failed=0):
-    blank = {**dict.fromkeys(OUTCOME_SCHEMA.names), "upscale_s": 0.5}
+
+def outcomes(done=0, failed=0, worker="host:1"):
+    blank = {**dict.fromkeys(OUTCOME_SCHEMA.names), "upscale_s": 0.5, "worker": worker}
+    blank |= {"started_at": NOON, "finished_at": NOON + timedelta(seconds=4)}
     sizes = {"source_width": 1000, "source_height": 500, "output_width": 4000}
     made = {**blank, **sizes, "output_height": 2000, "output_bytes": 7, "status": "done"}
     lost = {**blank, "status": "failed", "error_code": "not_found"}
@@ -32,6 +37,34 @@ def test_a_tally_adds_up():
     assert (tally.input_pixels, tally.output_pixels) == (1_500_000, 24_000_000)
     assert tally.codes == {"not_found": 2}
     assert tally.stage_s["upscale"] == 2.5
+
+
+def test_devices_are_busy_for_a_share_of_each_worker_s_shift():
+    tally = Tally()
+    tally.add(outcomes(done=2))
+    tally.add(outcomes(done=3, failed=1, worker="host:2"))
+    assert tally.device_seconds() == (3.0, 8.0)
+    assert {name: shift.share for name, shift in tally.shifts.items()} == {
+        "host:1": 0.25,
+        "host:2": 0.5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("busy", "share", "slowest", "words"),
+    [
+        (90, 0.9, "encode", ["90%", "faster devices", "precision"]),
+        (50, 0.5, "encode", ["50%", "encode takes 80.0 s", "png_effort"]),
+        (50, 0.5, "fetch", ["fetch takes 80.0 s", "workers.fetches"]),
+        (5000, 0.5, "fetch", ["too few pictures"]),
+    ],
+)
+def test_a_run_says_what_bounds_it_and_what_would_help(busy, share, slowest, words):
+    stages = dict.fromkeys(["fetch", "decode", "encode", "publish"], 1.0) | {"upscale": busy}
+    blank = {field.name: 0 for field in fields(summary.Summary)}
+    known = {"stage_s": stages | {slowest: 80.0}, "failures": {}, "device_busy_s": busy, "done": 7}
+    made = summary.Summary(**blank | known | {"device_busy_share": share})
+    assert all(word in made.lines()[-1] for word in words)
 
 
 def test_a_log_gets_a_line_and_a_terminal_a_bar():
