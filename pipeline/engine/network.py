@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from pipeline.engine import sweep
 from pipeline.models.graph import Graph, Step
-from pipeline.models.steps import add_residuals, convolve, enlarge
+from pipeline.models.steps import add_residuals, concatenated, convolve, enlarge
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -80,21 +80,15 @@ class Network:
             _enlarged(values[v], dtype, start + above, stop - below, step.level // levels[v])
             for v in step.reads
         ]
-        x = seen[0] if len(seen) == 1 else torch.cat(seen, dim=1)
+        x = concatenated(seen, dtype)
         if above != below:  # zeros on one side only
             x = functional.pad(x, (0, 0, above, below))
         padding = (above if above == below else 0, step.radius)
         y = convolve(step, self._weights, x, padding=padding)
-        if gutter is not None:
+        if gutter is not None and task.step < len(self.graph.steps) - 1:  # nobody reads the last
             gutter.clear(y, task.start * step.shuffle, step.level * step.shuffle)
-        start, stop, level = (
-            task.start * step.shuffle,
-            task.stop * step.shuffle,
-            levels[task.step + 1],
-        )
-        addends = [
-            _enlarged(values[v], None, start, stop, level // levels[v]) for v, _ in step.adds
-        ]
+        made, level = (task.start * step.shuffle, task.stop * step.shuffle), levels[task.step + 1]
+        addends = [_enlarged(values[v], None, *made, level // levels[v]) for v, _ in step.adds]
         return add_residuals(step, y, addends)
 
     def _needed_copies(self) -> list[tuple[torch.dtype, ...]]:

@@ -4,6 +4,7 @@ Colour goes through in straight RGB, gray as three equal channels whose mean com
 gray picture of its own.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -96,6 +97,7 @@ class Result:
         self._width = own[1]
         self._made = 0
         self._extremes = list[Tensor]()
+        self._download = _Download()
 
     def add(self, y_chw: Tensor) -> None:
         """The next rows, float32 on the device; what exceeds the plane is left out."""
@@ -109,12 +111,43 @@ class Result:
         if self._resize is not None:
             y_chw = self._resize(y_chw)
         rows = self._out[self._made : self._made + y_chw.shape[1]]
-        rows.copy_(_quantise(y_chw).permute(1, 2, 0))
+        self._download.start(_quantise(y_chw).permute(1, 2, 0), rows)
         self._made += len(rows)
 
     def finite(self) -> bool:
-        """Whether all rows were, without NaN and infinity."""
+        """Whether all rows were, without NaN and infinity. Then all have arrived on the host."""
+        self._download.finish(0)
         return bool(torch.isfinite(torch.stack(self._extremes)).all())
+
+
+class _Download:
+    """Copies to the host: from CUDA through pinned memory, beside the device's further work."""
+
+    def __init__(self) -> None:
+        self._stream: torch.cuda.Stream | None = None
+        self._under_way = deque[tuple[torch.cuda.Event, Tensor, Tensor]]()
+
+    def start(self, source: Tensor, target: Tensor) -> None:
+        if source.device.type != "cuda":
+            target.copy_(source)
+            return
+        self._stream = self._stream or torch.cuda.Stream(source.device)
+        self._stream.wait_stream(torch.cuda.current_stream(source.device))
+        pinned = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
+        with torch.cuda.stream(self._stream):
+            pinned.copy_(source, non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record()
+        source.record_stream(self._stream)
+        self._under_way.append((copied, pinned, target))
+        self.finish(1)  # two buffers: one is filled while the other is emptied
+
+    def finish(self, left: int) -> None:
+        """Waits until no more than so many are under way."""
+        while len(self._under_way) > left:
+            copied, pinned, target = self._under_way.popleft()
+            copied.synchronize()
+            target.copy_(pinned)
 
 
 def _mixed(y_chw: Tensor, mix: Sequence[Sequence[float]]) -> Tensor:

@@ -20,13 +20,18 @@ def forward(network: nn.Module, graph: Graph, x_bchw: Tensor) -> Tensor:
     for step, level, spent in zip(graph.steps, graph.levels[1:], graph.spent, strict=True):
         dtype = weights[f"{step.conv}.weight"].dtype
         read = [_at(values[value], step.level // graph.levels[value]) for value in step.reads]
-        seen = torch.cat([x.to(dtype) for x in read], dim=1)
-        y = convolve(step, weights, seen, padding=(step.radius, step.radius))
+        y = convolve(step, weights, concatenated(read, dtype), padding=(step.radius, step.radius))
         addends = [_at(values[value], level // graph.levels[value]) for value, _ in step.adds]
         values.append(add_residuals(step, y, addends))
         for value in spent:
             values[value] = None
     return _at(values[-1], 1).float()
+
+
+def concatenated(values: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Along the channels; a single value is not copied."""
+    cast = [value.to(dtype) for value in values]
+    return cast[0] if len(cast) == 1 else torch.cat(cast, dim=1)
 
 
 def convolve(
