@@ -95,7 +95,8 @@ class Worker:
         cores = len(os.sched_getaffinity(0))
         # Ray gives actors that ask for no CPU one thread.
         threads = job.threads or max(1, cores // job.workers_on_node)
-        self._packer = Packer(upscaler, threads=threads)
+        lanes = threads if job.device == "cpu" else 1
+        self._packer = Packer(upscaler, threads=threads, lanes=lanes)
         self._threads = ThreadPoolExecutor(job.in_flight, "item")
         self._fetches = threading.Semaphore(job.fetches)
         self._codecs = threading.Semaphore(cores)

@@ -34,16 +34,21 @@ class _Request:
 
 
 class Packer:
-    """Owns the thread that works on the device."""
+    """Owns the threads that work on the device: its lanes."""
 
-    def __init__(self, upscaler: Upscaler, *, threads: int) -> None:
-        """threads: of torch, for one launch. OpenMP keeps their number for each thread apart."""
+    def __init__(self, upscaler: Upscaler, *, threads: int, lanes: int = 1) -> None:
+        """threads: of torch, for all lanes together. lanes: launches that may run at once.
+
+        On CPUs a lane for each thread is fastest: two threads that share a picture wait for each
+        other some thousand times a second, and for whatever else runs on one of their cores.
+        """
         self._upscaler = upscaler
+        self._all_threads, self._lanes = threads, lanes
         self._changed = threading.Condition()
         self._waiting = list[_Request]()
-        self._coming = 0
-        arguments = (threads,)
-        threading.Thread(target=self._serve, args=arguments, name="device", daemon=True).start()
+        self._coming = self._running = 0
+        for number in range(lanes):
+            threading.Thread(target=self._serve, name=f"lane-{number}", daemon=True).start()
 
     @contextmanager
     def announced(self) -> Generator["Visit"]:
@@ -73,23 +78,27 @@ class Packer:
             self._coming += more
             self._changed.notify_all()
 
-    def _serve(self, threads: int) -> None:
-        torch.set_num_threads(threads)
+    def _serve(self) -> None:
         while True:
-            launch, requests = self._next()
-            self._carry_out(launch, requests)
+            launch, requests, threads = self._next()
+            torch.set_num_threads(threads)  # of this lane: OpenMP keeps their number apart
+            self._carry_out(launch, requests, threads / self._all_threads)
+            with self._changed:
+                self._running -= 1
 
-    def _next(self) -> tuple[Launch, list[_Request]]:
-        """Waits for work; takes it out of the line."""
+    def _next(self) -> tuple[Launch, list[_Request], int]:
+        """Waits for work and takes it out of the line; with the threads for it."""
         with self._changed:
             while (launch := self._ready()) is None:
                 small = [request.since for request in self._waiting if request.small]
                 self._changed.wait(min(small) + HOLD_S - time.monotonic() if small else None)
             chosen = set(map(id, launch.planes))
-            taken = [request for request in self._waiting if id(request.plane) in chosen]
-            by_plane = {id(request.plane): request for request in taken}
-            self._waiting = [request for request in self._waiting if request not in taken]
-            return launch, [by_plane[id(plane)] for plane in launch.planes]
+            taken = {id(r.plane): r for r in self._waiting if id(r.plane) in chosen}
+            self._waiting = [r for r in self._waiting if id(r.plane) not in chosen]
+            self._running += 1
+            wanted = self._running + min(1, len(self._waiting) + self._coming) * self._lanes
+            threads = max(1, self._all_threads // min(wanted, self._lanes))
+            return launch, [taken[id(plane)] for plane in launch.planes], threads
 
     def _ready(self) -> Launch | None:
         """Whoever is first in the line, unless it is worth waiting for others to join in."""
@@ -110,7 +119,8 @@ class Packer:
             and time.monotonic() < small[0].since + HOLD_S
         )
 
-    def _carry_out(self, launch: Launch, requests: Sequence[_Request]) -> None:
+    def _carry_out(self, launch: Launch, requests: Sequence[_Request], share: float) -> None:
+        """share: of the device that the lane has."""
         start = time.monotonic()
         try:
             ended = self._upscaler.run(launch)
@@ -118,21 +128,21 @@ class Packer:
             if len(requests) == 1:
                 requests[0].future.set_exception(error)
             for request in requests if len(requests) > 1 else ():  # not as many at once
-                self._carry_out(Launch((request.plane,)), [request])
+                self._carry_out(Launch((request.plane,)), [request], share)
             return
         # Not ours to judge, and not to be lost in this thread: whoever waits for it raises it.
         except Exception as error:  # noqa: BLE001
             for request in requests:
                 request.future.set_exception(error)
             return
-        seconds = time.monotonic() - start
+        seconds = (time.monotonic() - start) * share
         pixels = sum(plane.width * plane.height for plane in launch.planes)
         for request, result in zip(requests, ended, strict=True):
             if isinstance(result, ItemError):
                 request.future.set_exception(result)
             else:
-                share = request.plane.width * request.plane.height / pixels
-                request.future.set_result((result, seconds * share))
+                part = request.plane.width * request.plane.height / pixels
+                request.future.set_result((result, seconds * part))
 
 
 class Visit:

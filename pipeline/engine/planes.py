@@ -159,8 +159,3 @@ def _mixed(y_chw: Tensor, mix: Sequence[Sequence[float]]) -> Tensor:
 def _quantise(x_chw: Tensor) -> Tensor:
     """fp32 around [0, 1] to uint8, rounded to nearest."""
     return x_chw.mul(255).round_().clamp_(0, 255).to(torch.uint8)
-
-
-def batch(planes: Sequence[Plane], multiple: int) -> Tensor:
-    """Planes of one size, uint8 (B, C, H, W)."""
-    return torch.stack([pad(plane.x_chw, multiple) for plane in planes])

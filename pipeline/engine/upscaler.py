@@ -6,7 +6,7 @@ whatever the way: row by row (`sweep`), as one of many on a canvas, or as one of
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
@@ -20,6 +20,7 @@ from pipeline.engine.planes import Plane, Result
 from pipeline.errors import ConfigError, TooLargeError, UpscaleError
 from pipeline.images.image import Pixels
 from pipeline.models.graph import Graph
+from pipeline.turns import Budget
 
 # Of all the memory there is, not of what happens to be free: the way, and with it the rounding of
 # sums, is the same on every worker and every night.
@@ -59,7 +60,7 @@ class Upscaled:
 
 
 class Upscaler:
-    """Holds one generator on its device. One call at a time: the caller takes turns."""
+    """Holds one generator on its device. May be called from several threads."""
 
     def __init__(
         self, model: nn.Module, *, device: str, precision: str, budget_bytes: int | None = None
@@ -84,8 +85,7 @@ class Upscaler:
             Network(model, graph, fold=self._shape.multiple, device=self._device, precision=name)
             for name in dict.fromkeys((precision, "fp32"))
         ]
-        self._budget_bytes = budget_bytes or _default_budget(self._device)
-        self._planned_bytes = 0
+        self._memory = Budget(budget_bytes or _default_budget(self._device))
         _exact_kernels()
 
     @property
@@ -163,78 +163,79 @@ class Upscaler:
 
     def _finite(self, network: Network, launch: "Launch") -> list[bool]:
         """Fills the results; whether each is finite. Out of memory, again with less at once."""
+        x_bchw, gutter = self._arranged(launch)
         while True:
+            plan = self._plan(network, x_bchw)
+            if len(plan.bands) > 1 and len(launch.planes) > 1:
+                raise self._too_large(plan, x_bchw)  # apart they may be narrow enough
             try:
-                if launch.packing is not None:
-                    return self._on_canvas(network, launch.planes, launch.packing)
-                if len(launch.planes) > 1:
-                    return self._as_batch(network, launch.planes)
-                return [self._alone(network, plane) for plane in launch.planes]
+                with self._memory.held(plan.bytes):
+                    return self._filled(network, launch, plan, x_bchw, gutter)
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     raise
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
             # What did not fit once is not tried again with the next picture.
-            self._budget_bytes = min(self._budget_bytes, self._planned_bytes) // 2
+            self._memory.limit = min(self._memory.limit, plan.bytes) // 2
 
-    def _alone(self, network: Network, plane: Plane) -> bool:
-        """A picture row by row; in bands of columns where the whole width does not fit."""
-        x_bchw = planes.batch([plane], self._shape.multiple).to(self._device)
-        plan = self._plan(network, x_bchw)
-        result = Result(plane, self.scale)
-        if len(plan.bands) == 1:
-            for y_bchw in network.run(x_bchw, plan.rows):
-                result.add(y_bchw[0])
-            return result.finite()
-        fold, level = self._shape.multiple, network.graph.levels[-1]
-        bands = list[Tensor]()
-        for band in plan.bands:
-            kept = slice((band.start - band.left) * level, (band.stop - band.left) * level)
-            run = network.run(x_bchw[..., band.left * fold : band.right * fold], plan.rows)
-            bands.append(torch.cat([y_bchw[0, :, :, kept].cpu() for y_bchw in run], dim=1))
-        for top in range(0, bands[0].shape[1], plan.rows):
-            result.add(torch.cat([band[:, top : top + plan.rows] for band in bands], dim=2))
-        return result.finite()
-
-    def _as_batch(self, network: Network, together: Sequence[Plane]) -> list[bool]:
-        """Pictures of one size."""
-        x_bchw = planes.batch(together, self._shape.multiple).to(self._device)
-        results = [Result(plane, self.scale) for plane in together]
-        for y_bchw in network.run(x_bchw, self._plan(network, x_bchw).rows):
-            for result, y_chw in zip(results, y_bchw, strict=True):
-                result.add(y_chw)
-        return [result.finite() for result in results]
-
-    def _on_canvas(
-        self, network: Network, together: Sequence[Plane], packing: canvas.Packing
-    ) -> list[bool]:
-        """Pictures of any sizes, each in its place."""
-        fold, level = self._shape.multiple, network.graph.levels[-1]
+    def _arranged(self, launch: "Launch") -> tuple[Tensor, Gutter | None]:
+        """The launch's planes on the device: uint8 (B, C, H, W); and what lies between them."""
+        fold, packing = self._shape.multiple, launch.packing
+        parts = [planes.pad(plane.x_chw, fold) for plane in launch.planes]
+        if packing is None:
+            return torch.stack(parts).to(self._device), None
         # One shape for all on CUDA, where it decides on the kernels; on a CPU it does not.
         height = packing.height if self._device.type == "cpu" else _CANVAS_SIDE
-        x = torch.zeros(1, self._shape.in_channels, height * fold, packing.width * fold)
-        x_bchw, taken = x.to(torch.uint8), torch.zeros(height, packing.width, dtype=torch.bool)
-        for place, plane in zip(packing.placements, together, strict=True):
-            rows = slice(place.top * fold, (place.top + place.height) * fold)
-            columns = slice(place.left * fold, (place.left + place.width) * fold)
-            x_bchw[0, :, rows, columns] = planes.pad(plane.x_chw, fold)
-            taken[place.top : place.top + place.height, place.left : place.left + place.width] = (
-                True
-            )
-        x_bchw, gutter = x_bchw.to(self._device), Gutter(taken.to(self._device))
-        results = [Result(plane, self.scale) for plane in together]
-        top = 0
-        for y_bchw in network.run(x_bchw, self._plan(network, x_bchw).rows, gutter):
-            bottom = top + y_bchw.shape[2]
-            for place, result in zip(packing.placements, results, strict=True):
+        taken = torch.zeros(height, packing.width, dtype=torch.bool)
+        x_bchw = parts[0].new_zeros(1, len(parts[0]), height * fold, packing.width * fold)
+        for place, part in zip(packing.placements, parts, strict=True):
+            x_bchw[0, :, place.top * fold :, place.left * fold :][
+                :, : part.shape[1], : part.shape[2]
+            ] = part
+            taken[place.top :, place.left :][: place.height, : place.width] = True
+        return x_bchw.to(self._device), Gutter(taken.to(self._device))
+
+    def _filled(
+        self,
+        network: Network,
+        launch: "Launch",
+        plan: sweep.Plan,
+        x_bchw: Tensor,
+        gutter: Gutter | None,
+    ) -> list[bool]:
+        """Fills the results; whether each is finite."""
+        results = [Result(plane, self.scale) for plane in launch.planes]
+        if len(plan.bands) > 1:
+            run = self._in_bands(network, plan, x_bchw)
+        else:
+            run = network.run(x_bchw, plan.rows, gutter)
+        bottom = 0
+        for y_bchw in run:
+            top, bottom = bottom, bottom + y_bchw.shape[2]
+            if launch.packing is None:
+                for result, y_chw in zip(results, y_bchw, strict=True):
+                    result.add(y_chw)
+                continue
+            level = network.graph.levels[-1]
+            for place, result in zip(launch.packing.placements, results, strict=True):
                 start = max(place.top * level, top)
                 stop = min((place.top + place.height) * level, bottom)
                 if start < stop:
                     left, right = place.left * level, (place.left + place.width) * level
                     result.add(y_bchw[0, :, start - top : stop - top, left:right])
-            top = bottom
         return [result.finite() for result in results]
+
+    def _in_bands(self, network: Network, plan: sweep.Plan, x_bchw: Tensor) -> Iterator[Tensor]:
+        """The result of one picture from bands of columns, gathered on the host."""
+        fold, level = self._shape.multiple, network.graph.levels[-1]
+        bands = list[Tensor]()
+        for band in plan.bands:
+            kept = slice((band.start - band.left) * level, (band.stop - band.left) * level)
+            run = network.run(x_bchw[..., band.left * fold : band.right * fold], plan.rows)
+            bands.append(torch.cat([y_bchw[..., kept].cpu() for y_bchw in run], dim=2))
+        for top in range(0, bands[0].shape[2], plan.rows):
+            yield torch.cat([band[:, :, top : top + plan.rows] for band in bands], dim=3)
 
     def _plan(self, network: Network, x_bchw: Tensor) -> sweep.Plan:
         """Raises TooLargeError where the budget is too small for any."""
@@ -243,19 +244,21 @@ class Upscaler:
             network.graph,
             height=height // self._shape.multiple,
             width=width // self._shape.multiple,
-            sizes=network.sizes,
-            budget=self._budget_bytes // count,
+            sizes=tuple(size * count for size in network.sizes),
+            budget=self._memory.limit,
             pixels=_TURN_PIXELS[self._device.type] // count,
         )
-        self._planned_bytes = plan.bytes * count
-        if self._planned_bytes > self._budget_bytes:
-            raise TooLargeError(
-                "device_memory",
-                f"{width} x {height} pixels need {self._planned_bytes / 1e9:.3f} GB at "
-                f"{plan.rows} rows at once, {self._budget_bytes / 1e9:.3f} GB are allowed "
-                "(limits.device_bytes)",
-            )
+        if plan.bytes > self._memory.limit:
+            raise self._too_large(plan, x_bchw)
         return plan
+
+    def _too_large(self, plan: sweep.Plan, x_bchw: Tensor) -> TooLargeError:
+        height, width = x_bchw.shape[2:]
+        return TooLargeError(
+            "device_memory",
+            f"{width} x {height} pixels need {plan.bytes / 1e9:.3f} GB at {plan.rows} rows at "
+            f"once, {self._memory.limit / 1e9:.3f} GB are allowed (limits.device_bytes)",
+        )
 
     def _folded(self, plane: Plane) -> tuple[int, int]:
         """(width, height) of the plane as value 0 of the network."""
