@@ -3,14 +3,15 @@
 import threading
 import time
 from collections.abc import Generator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
 from pipeline.engine.planes import Plane
-from pipeline.engine.upscaler import Launch, Upscaled, Upscaler
+from pipeline.engine.upscaler import Ended, Launch, Upscaled, Upscaler
 from pipeline.errors import ItemError, TooLargeError
 from pipeline.images.image import Pixels
 
@@ -34,7 +35,7 @@ class _Request:
 
 
 class Packer:
-    """Owns the threads that work on the device: its lanes."""
+    """Owns the threads that work on the device: its lanes, and who goes into which."""
 
     def __init__(self, upscaler: Upscaler, *, threads: int, lanes: int = 1) -> None:
         """threads: of torch, for all lanes together. lanes: launches that may run at once.
@@ -43,12 +44,13 @@ class Packer:
         other some thousand times a second, and for whatever else runs on one of their cores.
         """
         self._upscaler = upscaler
-        self._all_threads, self._lanes = threads, lanes
+        self._threads, self._lane_count = threads, lanes
+        self._lanes = ThreadPoolExecutor(lanes, "lane")
+        self._free = threading.Semaphore(lanes)
         self._changed = threading.Condition()
         self._waiting = list[_Request]()
         self._coming = self._running = 0
-        for number in range(lanes):
-            threading.Thread(target=self._serve, name=f"lane-{number}", daemon=True).start()
+        threading.Thread(target=self._dispatch, name="dispatch", daemon=True).start()
 
     @contextmanager
     def announced(self) -> Generator["Visit"]:
@@ -78,13 +80,12 @@ class Packer:
             self._coming += more
             self._changed.notify_all()
 
-    def _serve(self) -> None:
+    def _dispatch(self) -> None:
         while True:
+            self._free.acquire()
             launch, requests, threads = self._next()
-            torch.set_num_threads(threads)  # of this lane: OpenMP keeps their number apart
-            self._carry_out(launch, requests, threads / self._all_threads)
-            with self._changed:
-                self._running -= 1
+            done = self._lanes.submit(self._work, launch, threads)
+            done.add_done_callback(partial(self._deliver, requests))
 
     def _next(self) -> tuple[Launch, list[_Request], int]:
         """Waits for work and takes it out of the line; with the threads for it."""
@@ -96,8 +97,9 @@ class Packer:
             taken = {id(r.plane): r for r in self._waiting if id(r.plane) in chosen}
             self._waiting = [r for r in self._waiting if id(r.plane) not in chosen]
             self._running += 1
-            wanted = self._running + min(1, len(self._waiting) + self._coming) * self._lanes
-            threads = max(1, self._all_threads // min(wanted, self._lanes))
+            # All threads for a picture that is the only one, else a lane's share.
+            alone = self._running == 1 and not self._waiting and not self._coming
+            threads = max(1, self._threads // (1 if alone else self._lane_count))
             return launch, [taken[id(plane)] for plane in launch.planes], threads
 
     def _ready(self) -> Launch | None:
@@ -112,37 +114,45 @@ class Packer:
         return None
 
     def _worth_waiting(self, small: Sequence[_Request]) -> bool:
-        pixels = sum(request.plane.width * request.plane.height for request in small)
+        pixels = sum(_pixels(request.plane) for request in small)
         return (
             self._coming > 0
             and pixels < _CHOICE * self._upscaler.canvas_pixels
             and time.monotonic() < small[0].since + HOLD_S
         )
 
-    def _carry_out(self, launch: Launch, requests: Sequence[_Request], share: float) -> None:
-        """share: of the device that the lane has."""
+    def _work(self, launch: Launch, threads: int) -> tuple[list[Ended], float]:
+        """In a lane: how each plane ended, and the device seconds of a pixel."""
+        torch.set_num_threads(threads)  # of this lane: OpenMP keeps their number apart
         start = time.monotonic()
-        try:
-            ended = self._upscaler.run(launch)
-        except TooLargeError as error:
-            if len(requests) == 1:
-                requests[0].future.set_exception(error)
-            for request in requests if len(requests) > 1 else ():  # not as many at once
-                self._carry_out(Launch((request.plane,)), [request], share)
-            return
-        # Not ours to judge, and not to be lost in this thread: whoever waits for it raises it.
-        except Exception as error:  # noqa: BLE001
+        ended = self._upscaler.run(launch)
+        seconds = (time.monotonic() - start) * threads / self._threads
+        return ended, seconds / sum(map(_pixels, launch.planes))
+
+    def _deliver(
+        self, requests: Sequence[_Request], done: Future[tuple[list[Ended], float]]
+    ) -> None:
+        """To each request what concerns it; what nobody foresaw concerns all."""
+        error = done.exception()
+        apart = isinstance(error, TooLargeError) and len(requests) > 1
+        with self._changed:
+            self._running -= 1
+            if apart:  # not as many at once
+                for request in requests:
+                    request.small = False
+                self._waiting[:0] = requests
+            self._changed.notify_all()
+        self._free.release()
+        if error is None:
+            ended, seconds = done.result()
+            for request, result in zip(requests, ended, strict=True):
+                if isinstance(result, ItemError):
+                    request.future.set_exception(result)
+                else:
+                    request.future.set_result((result, seconds * _pixels(request.plane)))
+        elif not apart:
             for request in requests:
                 request.future.set_exception(error)
-            return
-        seconds = (time.monotonic() - start) * share
-        pixels = sum(plane.width * plane.height for plane in launch.planes)
-        for request, result in zip(requests, ended, strict=True):
-            if isinstance(result, ItemError):
-                request.future.set_exception(result)
-            else:
-                part = request.plane.width * request.plane.height / pixels
-                request.future.set_result((result, seconds * part))
 
 
 class Visit:
@@ -175,3 +185,7 @@ class Visit:
             warnings |= dict.fromkeys(codes)
             self.device_s += seconds
         return Upscaled(out, tuple(warnings))
+
+
+def _pixels(plane: Plane) -> int:
+    return plane.width * plane.height

@@ -51,6 +51,10 @@ class Shape(Protocol):
     def graph(self) -> Graph: ...
 
 
+Ended = tuple[str, ...] | UpscaleError
+"""How a plane's way through the network ended: the codes of its warnings, or why it failed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Upscaled:
     """The result, and the codes of what had to be done for it."""
@@ -142,7 +146,7 @@ class Upscaler:
         return Launch(tuple(waiting[place.index] for place in packing.placements), packing)
 
     @torch.inference_mode()
-    def run(self, launch: "Launch") -> list[tuple[str, ...] | UpscaleError]:
+    def run(self, launch: "Launch") -> list[Ended]:
         """Fills the results of the launch's planes. Returns the warnings of each.
 
         A plane whose result is not finite is repeated in fp32, on its own; where that does not
@@ -150,7 +154,7 @@ class Upscaler:
         Raises TooLargeError out of device memory.
         """
         fast, exact = self._networks[0], self._networks[-1]
-        ended = list[tuple[str, ...] | UpscaleError]()
+        ended = list[Ended]()
         for plane, finite in zip(launch.planes, self._finite(fast, launch), strict=True):
             if finite:
                 ended.append(())
