@@ -59,6 +59,8 @@ class Fleet:
     per_node: int
     cpus: float
     gpus: float
+    cores: float
+    """Of the cluster, for each worker: what its codecs may use, whatever it asks Ray for."""
 
 
 def connect() -> Cluster:
@@ -149,7 +151,8 @@ def fleet(cluster: Cluster, wanted: Workers, *, device: str, items: int) -> Flee
             f"cluster's {cluster.cpus:g} CPUs, 1 is needed to read the plan (workers.cpus)"
         )
     needed = min(count, items)
-    return Fleet(needed, math.ceil(needed / max(1, len(cluster.nodes))), cpus, gpus)
+    per_node = math.ceil(needed / max(1, len(cluster.nodes)))
+    return Fleet(needed, per_node, cpus, gpus, cluster.cpus / needed)
 
 
 def _our_code() -> dict[str, Any] | None:

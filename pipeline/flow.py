@@ -97,7 +97,7 @@ def run(config: UpscaleConfig) -> int:
     except OSError as error:  # a store that does not answer, or not to us
         raise ConfigError(str(error)) from error
     result = _carry_out(session, work.left.todo, crew) if crew else Result()
-    made = _summarise(session, work, result, time.monotonic() - started)
+    made = _summarise(session, work, result, crew, time.monotonic() - started)
     session.close_report(made.to_json(), seconds_per_item=result.tally.seconds_per_item)
     print("\n".join([*made.lines(), f"results {session.output}", f"report {session.ledger.uri}"]))
     if result.error:
@@ -333,7 +333,20 @@ def _without(table: pa.Table, item_ids: set[str]) -> pa.Table:
     return table.filter(pa.array(kept, pa.bool_()))
 
 
-def _summarise(session: Session, work: Work, result: Result, wall_s: float) -> Summary:
+def _at_once(session: Session, crew: Fleet | None) -> dict[str, float]:
+    """How many pictures may be in each stage beside the device, in all workers."""
+    if crew is None:
+        return {}
+    workers, codecs = session.config.workers, max(1.0, crew.cores)
+    slots = {"fetch": workers.fetches, "decode": codecs, "encode": codecs}
+    return {name: count * crew.count for name, count in slots.items()} | {
+        "publish": float(workers.in_flight * crew.count)
+    }
+
+
+def _summarise(
+    session: Session, work: Work, result: Result, crew: Fleet | None, wall_s: float
+) -> Summary:
     tally, left = result.tally, work.left
     busy_s, shift_s = tally.device_seconds()
     code = summary.exit_code(tally, ok_failed=session.config.ok_failed, stopped=result.stopped)
@@ -357,6 +370,7 @@ def _summarise(session: Session, work: Work, result: Result, wall_s: float) -> S
         workers=result.workers,
         wall_s=wall_s,
         stage_s=tally.stage_s,
+        at_once=_at_once(session, crew),
         device_busy_s=busy_s,
         device_busy_share=busy_s / shift_s if shift_s else 0.0,
         device_busy={

@@ -99,7 +99,7 @@ class Worker:
         self._packer = Packer(upscaler, threads=threads, lanes=lanes)
         self._threads = ThreadPoolExecutor(job.in_flight, "item")
         self._fetches = threading.Semaphore(job.fetches)
-        self._codecs = threading.Semaphore(cores)
+        self._codecs = threading.Semaphore(max(1, cores // job.workers_on_node))
         self._memory = Budget(job.in_flight_bytes)
         self._company = Company()
         self._name = f"{socket.gethostname()}:{os.getpid()}"
@@ -135,7 +135,6 @@ class Worker:
             return self._attempt(item)
 
     def _attempt(self, item: Item) -> Outcome:
-        self._attempts.begin(item.item_id)
         log = _Log(self._blank(item))
         try:
             self._work(item, log)
@@ -150,6 +149,7 @@ class Worker:
         with self._packer.announced() as visit, ExitStack() as held:
             # Fetched files are not in the budget: as many wait for memory as may be fetched.
             with self._fetches:
+                self._attempts.begin(item.item_id)  # before its first byte, and no sooner
                 with log.timed("fetch"):
                     data = self._fetch(item, log)
                 held.enter_context(self._memory.held(self._admit(data, item, log)))
@@ -217,8 +217,10 @@ class Worker:
         log.saw(facts, item)
         width, height = self._final_size(facts.width, facts.height)
         check_size(item.output_format, width, height, max_pixels=limits.max_output_pixels)
-        # The samples, those of the result, and what an encoder makes of them.
-        return facts.channels * (facts.width * facts.height + 2 * width * height)
+        # The file; the samples as decoded and as the network takes them; those of the result, and
+        # what an encoder makes of them.
+        pixels = 2 * facts.width * facts.height + 2 * width * height
+        return len(data) + facts.channels * pixels
 
     def _final_size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height of the result, rounded to whole pixels, at least one each."""

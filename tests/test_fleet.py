@@ -12,9 +12,9 @@ def sized(nodes, device="cuda", items=1000, **wanted):
 
 
 def test_there_is_one_worker_per_gpu_and_on_cpus_one_per_node():
-    assert sized(((16, 8), (16, 8))) == Fleet(count=16, per_node=8, cpus=1, gpus=1)
+    assert sized(((16, 8), (16, 8))) == Fleet(count=16, per_node=8, cpus=1, gpus=1, cores=2)
     assert sized(((16, 8), (16, 8)), gpus=0.5).count == 32
-    assert sized(((4, 0), (4, 0)), "cpu") == Fleet(count=2, per_node=1, cpus=0, gpus=0)
+    assert sized(((4, 0), (4, 0)), "cpu") == Fleet(count=2, per_node=1, cpus=0, gpus=0, cores=4)
 
 
 def test_there_are_no_more_workers_than_items():

@@ -28,7 +28,6 @@ class Network:
         """
         self.graph = graph
         self._fold = fold
-        self.device = device
         weights = {
             name: p.detach().to(device, memory_format=_layout(p))
             for name, p in model.named_parameters()
@@ -116,7 +115,7 @@ class Gutter:
         self._levels = dict[int, tuple[Tensor, list[int]]]()
 
     def clear(self, y_bchw: Tensor, first_row: int, level: int) -> None:
-        """Zeroes the gutter in some rows, in place.
+        """Zeroes the gutter in some rows of one canvas (B is 1), in place.
 
         Written, not multiplied: a picture that overflowed would give NaN to its neighbours. By
         index, because few pixels are gutter: a masked pass over all of them takes three times as

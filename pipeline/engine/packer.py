@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,14 +24,12 @@ _CHOICE = 2
 
 @dataclass(eq=False, slots=True)
 class _Request:
-    """A plane that waits for the device; the future gets its warnings and its device seconds."""
+    """A plane that waits for the device; the future gets how it ended and its device seconds."""
 
     plane: Plane
     small: bool
     since: float = field(default_factory=time.monotonic)
-    future: Future[tuple[tuple[str, ...], float]] = field(
-        default_factory=Future[tuple[tuple[str, ...], float]]
-    )
+    future: Future[tuple[Ended, float]] = field(default_factory=Future[tuple[Ended, float]])
 
 
 class Packer:
@@ -85,7 +83,7 @@ class Packer:
             self._free.acquire()
             launch, requests, threads = self._next()
             done = self._lanes.submit(self._work, launch, threads)
-            done.add_done_callback(partial(self._deliver, requests))
+            done.add_done_callback(partial(self._deliver, launch, requests))
 
     def _next(self) -> tuple[Launch, list[_Request], int]:
         """Waits for work and takes it out of the line; with the threads for it."""
@@ -130,14 +128,15 @@ class Packer:
         return ended, seconds / sum(map(_pixels, launch.planes))
 
     def _deliver(
-        self, requests: Sequence[_Request], done: Future[tuple[list[Ended], float]]
+        self, launch: Launch, requests: Sequence[_Request], done: Future[tuple[list[Ended], float]]
     ) -> None:
         """To each request what concerns it; what nobody foresaw concerns all."""
         error = done.exception()
-        apart = isinstance(error, TooLargeError) and len(requests) > 1
+        shared = launch.packing is not None or len(requests) > 1
+        apart = shared and isinstance(error, TooLargeError)
         with self._changed:
             self._running -= 1
-            if apart:  # not as many at once
+            if apart:  # each by itself
                 for request in requests:
                     request.small = False
                 self._waiting[:0] = requests
@@ -146,10 +145,7 @@ class Packer:
         if error is None:
             ended, seconds = done.result()
             for request, result in zip(requests, ended, strict=True):
-                if isinstance(result, ItemError):
-                    request.future.set_exception(result)
-                else:
-                    request.future.set_result((result, seconds * _pixels(request.plane)))
+                request.future.set_result((result, seconds * _pixels(request.plane)))
         elif not apart:
             for request in requests:
                 request.future.set_exception(error)
@@ -179,11 +175,14 @@ class Visit:
         planes, out = self._packer.split(pixels, size)
         requests = self._packer.submit(planes)
         self.arrive()
+        wait([request.future for request in requests])  # whatever one of them ends with
+        results = [request.future.result() for request in requests]
+        self.device_s = sum(seconds for _, seconds in results)
         warnings = dict[str, None]()
-        for request in requests:
-            codes, seconds = request.future.result()
-            warnings |= dict.fromkeys(codes)
-            self.device_s += seconds
+        for ended, _ in results:
+            if isinstance(ended, ItemError):
+                raise ended
+            warnings |= dict.fromkeys(ended)
         return Upscaled(out, tuple(warnings))
 
 

@@ -12,9 +12,9 @@ from typing import cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from pipeline.engine.resize import Resizer
+from pipeline.errors import TooLargeError
 from pipeline.images.image import Pixels
 
 _MEAN = (1 / 3, 1 / 3, 1 / 3)
@@ -40,18 +40,34 @@ class Plane:
     def width(self) -> int:
         return self.x_chw.shape[2]
 
+    def resized(self, scale: int) -> bool:
+        """Whether the result has another size than the network's own."""
+        own = (self.height * scale, self.width * scale)
+        return own != tuple(self.out_hwc.shape[:2])
+
+    def columns(self, start: int, stop: int, scale: int) -> "Plane":
+        """Some of its columns, as a plane of their own that is not resized."""
+        out = self.out_hwc[:, start * scale : stop * scale]
+        return Plane(self.x_chw[..., start:stop], out, self.mix)
+
 
 def split(pixels: Pixels, size: tuple[int, int], channels: int) -> tuple[list[Plane], Pixels]:
     """The planes of a picture, and the result that they will fill.
 
     pixels: uint8 (H, W, 1 to 4). size: (width, height) of the result. channels: 1, 3 or 4, that
-    the network takes and makes.
+    the network takes and makes. Raises TooLargeError out of the host's memory.
     """
-    x_chw = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-    out = torch.empty((size[1], size[0], len(x_chw)), dtype=torch.uint8)
+    try:
+        x_chw = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        out = torch.from_numpy(np.empty((size[1], size[0], len(x_chw)), dtype=np.uint8))
+    except MemoryError as error:
+        message = (
+            f"no memory for a result of {size[0]} x {size[1]} pixels (workers.in_flight_bytes)"
+        )
+        raise TooLargeError("device_memory", message) from error
     gray, has_alpha = len(x_chw) < 3, len(x_chw) in (2, 4)
     # Opaque stays exactly opaque: a network would ring at the borders.
-    if has_alpha and channels < 4 and bool((x_chw[-1] == _OPAQUE).all()):
+    if has_alpha and channels < 4 and pixels[:, :, -1].min() == _OPAQUE:
         out[:, :, -1] = _OPAQUE
         x_chw, has_alpha = x_chw[:-1], False
     if channels == 1:
@@ -74,14 +90,15 @@ def _mix_of_four(*, gray: bool, alpha: bool) -> tuple[tuple[float, ...], ...]:
 
 
 def pad(x_chw: Tensor, multiple: int) -> Tensor:
-    """Reflected at the right and the bottom, repeated where there is too little to reflect."""
-    height, width = x_chw.shape[1:]
-    right, bottom = -width % multiple, -height % multiple
-    if not (right or bottom):
-        return x_chw
-    mode = "reflect" if right < width and bottom < height else "replicate"
-    padded = functional.pad(x_chw[None].float(), (0, right, 0, bottom), mode=mode)
-    return padded[0].to(torch.uint8)
+    """Reflected at the right and the bottom; where it is too small for that, its first row or
+    column goes on."""
+    for axis in (1, 2):
+        side = x_chw.shape[axis]
+        more = [max(0, side - 2 - index) for index in range(-side % multiple)]
+        if more:
+            index = torch.tensor([*range(side), *more])
+            x_chw = x_chw.index_select(axis, index)
+    return x_chw
 
 
 class Result:
@@ -92,7 +109,7 @@ class Result:
         self._mix = plane.mix
         own = (plane.height * scale, plane.width * scale)
         target = (self._out.shape[0], self._out.shape[1])
-        self._resize = Resizer(own, target) if own != target else None
+        self._resize = Resizer(own, target) if plane.resized(scale) else None
         self._rows_left = own[0]
         self._width = own[1]
         self._made = 0

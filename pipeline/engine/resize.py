@@ -38,11 +38,11 @@ class Resizer:
         held = narrow if self._held is None else torch.cat((self._held, narrow), dim=1)
         arrived = self._first + held.shape[1]
         windows = list(self._ready(arrived))
-        matrix = held.new_zeros(len(windows), held.shape[1])
+        matrix = torch.zeros(len(windows), held.shape[1], dtype=held.dtype)
         for index, (start, weights) in enumerate(windows):
             start -= self._first
             matrix[index, start : start + len(weights)] = weights
-        made = torch.einsum("oi,ciw->cow", matrix, held)
+        made = torch.einsum("oi,ciw->cow", matrix.to(held.device), held)
         self._made += len(windows)
         start = (
             min(self._window(self._made)[0], arrived) if self._made < self._target[0] else arrived

@@ -13,11 +13,14 @@ as many columns beside it as the network can see (the halo), computed and thrown
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
 from pipeline.models.graph import Graph
 
 # Below, the rows that are kept from turn to turn cost more to carry along than they save.
-_LEAST_ROWS = 4
+LEAST_ROWS = 4
+# Of a tensor that a kernel reads or writes: many count in 32 bits with a sign.
+_MOST_ELEMENTS = 2**31 - 1
 # A band computes at most this many times the columns that it keeps.
 _MOST_RECOMPUTED = 3
 
@@ -142,21 +145,32 @@ class Plan:
 
 
 def fit(
-    graph: Graph, *, height: int, width: int, sizes: tuple[int, ...], budget: int, pixels: int
+    graph: Graph,
+    *,
+    height: int,
+    width: int,
+    sizes: tuple[int, ...],
+    budget: int,
+    pixels: int,
+    pictures: int = 1,
+    in_bands: bool = True,
 ) -> Plan:
     """The plan that computes as little as possible twice within the budget.
 
-    height, width: of value 0. budget: bytes that may be held at once. pixels: of value 0 that a
-    turn should have, for speed; fewer where the budget is small. The plan of the least memory is
-    the answer where none fits: compare its `bytes`.
+    height, width: of value 0. sizes: as of `peak_bytes`. budget: bytes that may be held at once.
+    pixels: of value 0 that a turn should have, for speed; fewer where the budget is small, or where
+    a kernel would see 2^31 elements. pictures: of one size, side by side in a batch. in_bands:
+    whether bands of columns will do. The plan of the least memory is the answer where none fits:
+    compare its `bytes`.
     """
-    least = min(_LEAST_ROWS, height)
-    wanted = max(least, min(height, pixels // width))
+    least = min(LEAST_ROWS, height)
+    most = _MOST_ELEMENTS // (graph.widest * width * pictures) - 2
+    wanted = max(least, min(height, pixels // (width * pictures), most))
     plan = None
-    for bands in _bandings(width, graph.reach(1)):
+    for bands in islice(_bandings(width, graph.reach(1)), None if in_bands else 1):
         widest = max(band.right - band.left for band in bands)
         for rows in _descending(wanted, least):
-            plan = Plan(rows, bands, peak_bytes(graph, rows, sizes) * widest)
+            plan = Plan(rows, bands, peak_bytes(graph, rows, sizes) * widest * pictures)
             if plan.bytes <= budget:
                 return plan
     assert plan is not None  # the whole width is always among the bandings

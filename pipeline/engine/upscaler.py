@@ -6,7 +6,7 @@ whatever the way: row by row (`sweep`), as one of many on a canvas, or as one of
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
@@ -90,6 +90,9 @@ class Upscaler:
             for name in dict.fromkeys((precision, "fp32"))
         ]
         self._memory = Budget(budget_bytes or _default_budget(self._device))
+        # Both become less when memory runs out; nothing is tried twice that did not fit.
+        self._turn_pixels = _TURN_PIXELS[self._device.type]
+        self._canvas_side = _CANVAS_SIDE
         _exact_kernels()
 
     @property
@@ -128,7 +131,7 @@ class Upscaler:
     @property
     def canvas_pixels(self) -> int:
         """Pixels of packable planes that fill a launch."""
-        return (_CANVAS_SIDE * self._shape.multiple) ** 2
+        return (self._canvas_side * self._shape.multiple) ** 2
 
     def choose(self, waiting: Sequence[Plane]) -> "Launch":
         """Which of some packable planes to run together, always with the first.
@@ -137,12 +140,13 @@ class Upscaler:
         """
         sizes = [self._folded(plane) for plane in waiting]
         same = [plane for plane, size in zip(waiting, sizes, strict=True) if size == sizes[0]]
-        count = _CANVAS_SIDE**2 // (sizes[0][0] * sizes[0][1])
+        side = self._canvas_side
+        count = side**2 // (sizes[0][0] * sizes[0][1])
         if len(same) >= count:
             return Launch(tuple(same[:count]))
         if len(waiting) == 1 and self._device.type == "cpu":
             return Launch((waiting[0],))  # CUDA has one shape for all small pictures, a CPU no need
-        packing = canvas.pack(sizes, _CANVAS_SIDE, _CANVAS_SIDE)
+        packing = canvas.pack(sizes, side, side)
         return Launch(tuple(waiting[place.index] for place in packing.placements), packing)
 
     @torch.inference_mode()
@@ -167,21 +171,30 @@ class Upscaler:
 
     def _finite(self, network: Network, launch: "Launch") -> list[bool]:
         """Fills the results; whether each is finite. Out of memory, again with less at once."""
-        x_bchw, gutter = self._arranged(launch)
         while True:
-            plan = self._plan(network, x_bchw)
-            if len(plan.bands) > 1 and len(launch.planes) > 1:
-                raise self._too_large(plan, x_bchw)  # apart they may be narrow enough
+            plan = self._plan(network, launch)
             try:
                 with self._memory.held(plan.bytes):
-                    return self._filled(network, launch, plan, x_bchw, gutter)
-            except RuntimeError as error:
+                    return self._filled(network, launch, plan)
+            except (RuntimeError, MemoryError) as error:
                 if not _is_out_of_memory(error):
                     raise
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
-            # What did not fit once is not tried again with the next picture.
-            self._memory.limit = min(self._memory.limit, plan.bytes) // 2
+            self._fit_less(plan, launch)
+
+    def _fit_less(self, plan: sweep.Plan, launch: "Launch") -> None:
+        """Remembers that so many rows at once were too many. Raises TooLargeError at the fewest."""
+        if launch.packing is not None:
+            self._canvas_side = max(_PACKED_SIDE, self._canvas_side // 2)
+        width, height = self._launched_size(launch)
+        if plan.rows <= min(sweep.LEAST_ROWS, height):
+            raise TooLargeError(
+                "device_memory",
+                f"{width} x {height} pixels ran out of memory, at {plan.rows} rows at once with "
+                f"{plan.bytes / 1e9:.3f} GB of activations (limits.device_bytes)",
+            )
+        self._turn_pixels = plan.rows * width // 2
 
     def _arranged(self, launch: "Launch") -> tuple[Tensor, Gutter | None]:
         """The launch's planes on the device: uint8 (B, C, H, W); and what lies between them."""
@@ -189,8 +202,7 @@ class Upscaler:
         parts = [planes.pad(plane.x_chw, fold) for plane in launch.planes]
         if packing is None:
             return torch.stack(parts).to(self._device), None
-        # One shape for all on CUDA, where it decides on the kernels; on a CPU it does not.
-        height = packing.height if self._device.type == "cpu" else _CANVAS_SIDE
+        _, height = self._launched_size(launch)
         taken = torch.zeros(height, packing.width, dtype=torch.bool)
         x_bchw = parts[0].new_zeros(1, len(parts[0]), height * fold, packing.width * fold)
         for place, part in zip(packing.placements, parts, strict=True):
@@ -200,28 +212,19 @@ class Upscaler:
             taken[place.top :, place.left :][: place.height, : place.width] = True
         return x_bchw.to(self._device), Gutter(taken.to(self._device))
 
-    def _filled(
-        self,
-        network: Network,
-        launch: "Launch",
-        plan: sweep.Plan,
-        x_bchw: Tensor,
-        gutter: Gutter | None,
-    ) -> list[bool]:
+    def _filled(self, network: Network, launch: "Launch", plan: sweep.Plan) -> list[bool]:
         """Fills the results; whether each is finite."""
-        results = [Result(plane, self.scale) for plane in launch.planes]
         if len(plan.bands) > 1:
-            run = self._in_bands(network, plan, x_bchw)
-        else:
-            run = network.run(x_bchw, plan.rows, gutter)
-        bottom = 0
-        for y_bchw in run:
+            return [self._in_bands(network, plan, launch.planes[0])]
+        x_bchw, gutter = self._arranged(launch)
+        results = [Result(plane, self.scale) for plane in launch.planes]
+        level, bottom = network.graph.levels[-1], 0
+        for y_bchw in network.run(x_bchw, plan.rows, gutter):
             top, bottom = bottom, bottom + y_bchw.shape[2]
             if launch.packing is None:
                 for result, y_chw in zip(results, y_bchw, strict=True):
                     result.add(y_chw)
                 continue
-            level = network.graph.levels[-1]
             for place, result in zip(launch.packing.placements, results, strict=True):
                 start = max(place.top * level, top)
                 stop = min((place.top + place.height) * level, bottom)
@@ -230,39 +233,58 @@ class Upscaler:
                     result.add(y_bchw[0, :, start - top : stop - top, left:right])
         return [result.finite() for result in results]
 
-    def _in_bands(self, network: Network, plan: sweep.Plan, x_bchw: Tensor) -> Iterator[Tensor]:
-        """The result of one picture from bands of columns, gathered on the host."""
+    def _in_bands(self, network: Network, plan: sweep.Plan, plane: Plane) -> bool:
+        """One picture in bands of columns. What has to be resized is gathered before."""
         fold, level = self._shape.multiple, network.graph.levels[-1]
-        bands = list[Tensor]()
+        x_bchw = planes.pad(plane.x_chw, fold)[None].to(self._device)
+        gathered = plane.resized(self.scale)
+        finite, wide = True, list[Tensor]()
         for band in plan.bands:
             kept = slice((band.start - band.left) * level, (band.stop - band.left) * level)
             run = network.run(x_bchw[..., band.left * fold : band.right * fold], plan.rows)
-            bands.append(torch.cat([y_bchw[..., kept].cpu() for y_bchw in run], dim=2))
-        for top in range(0, bands[0].shape[2], plan.rows):
-            yield torch.cat([band[:, :, top : top + plan.rows] for band in bands], dim=3)
+            pieces = (y_bchw[0, :, :, kept] for y_bchw in run)
+            if gathered:
+                wide.append(torch.cat([y_chw.cpu() for y_chw in pieces], dim=1))
+            else:
+                part = plane.columns(band.start * fold, band.stop * fold, self.scale)
+                finite &= _complete(Result(part, self.scale), pieces)
+        if not gathered:
+            return finite
+        tops = range(0, wide[0].shape[1], plan.rows)
+        rows = (torch.cat([band[:, top : top + plan.rows] for band in wide], dim=2) for top in tops)
+        return _complete(Result(plane, self.scale), rows)
 
-    def _plan(self, network: Network, x_bchw: Tensor) -> sweep.Plan:
+    def _plan(self, network: Network, launch: "Launch") -> sweep.Plan:
         """Raises TooLargeError where the budget is too small for any."""
-        count, _, height, width = x_bchw.shape
+        width, height = self._launched_size(launch)
+        count = 1 if launch.packing is not None else len(launch.planes)
         plan = sweep.fit(
             network.graph,
-            height=height // self._shape.multiple,
-            width=width // self._shape.multiple,
-            sizes=tuple(size * count for size in network.sizes),
+            height=height,
+            width=width,
+            sizes=network.sizes,
             budget=self._memory.limit,
-            pixels=_TURN_PIXELS[self._device.type] // count,
+            pixels=self._turn_pixels,
+            pictures=count,
+            in_bands=len(launch.planes) == 1 and launch.packing is None,
         )
         if plan.bytes > self._memory.limit:
-            raise self._too_large(plan, x_bchw)
+            if launch.packing is not None:
+                self._canvas_side = max(_PACKED_SIDE, self._canvas_side // 2)
+            raise TooLargeError(
+                "device_memory",
+                f"{width} x {height} pixels need {plan.bytes / 1e9:.3f} GB at {plan.rows} rows at "
+                f"once, {self._memory.limit / 1e9:.3f} GB are allowed (limits.device_bytes)",
+            )
         return plan
 
-    def _too_large(self, plan: sweep.Plan, x_bchw: Tensor) -> TooLargeError:
-        height, width = x_bchw.shape[2:]
-        return TooLargeError(
-            "device_memory",
-            f"{width} x {height} pixels need {plan.bytes / 1e9:.3f} GB at {plan.rows} rows at "
-            f"once, {self._memory.limit / 1e9:.3f} GB are allowed (limits.device_bytes)",
-        )
+    def _launched_size(self, launch: "Launch") -> tuple[int, int]:
+        """(width, height) of value 0."""
+        if launch.packing is None:
+            return self._folded(launch.planes[0])
+        # One shape for all on CUDA, where it decides on the kernels; on a CPU it does not.
+        on_cpu = self._device.type == "cpu"
+        return launch.packing.width, launch.packing.height if on_cpu else launch.packing.width
 
     def _folded(self, plane: Plane) -> tuple[int, int]:
         """(width, height) of the plane as value 0 of the network."""
@@ -288,9 +310,18 @@ def _default_budget(device: torch.device) -> int:
     return int(min(limits) * _SHARE_OF_HOST)
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """CUDA has an exception of its own for it, the CPU's allocator only a text."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def _complete(result: Result, pieces: Iterable[Tensor]) -> bool:
+    """Fills a result; whether it is finite."""
+    for y_chw in pieces:
+        result.add(y_chw)
+    return result.finite()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """torch has an exception or a text for it, the libraries below it have texts of their own."""
+    texts = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    named = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return named or any(text in str(error) for text in texts)
 
 
 def _exact_kernels() -> None:

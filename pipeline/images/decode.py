@@ -7,7 +7,6 @@ error with a code of its own, never a guess.
 import io
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import numpy as np
 import PIL.Image
@@ -85,9 +84,10 @@ def _facts(opened: PIL.Image.Image, data: bytes, max_pixels: int) -> Facts:
         readable = "PNG, JPEG, WebP and TIFF"
         raise UnsupportedError("unsupported_format", f"{name} is not read yet, {readable} are")
     frames = int(getattr(opened, "n_frames", 1))
-    facts = Facts(_READ[name], opened.mode, _bit_depth(opened, data), frames, *opened.size)
+    depth, samples = _bit_depth(opened, data), _samples(opened)
+    facts = Facts(_READ[name], opened.mode, depth, frames, *opened.size, len(samples))
     _check(facts, name, max_pixels)
-    return replace(facts, channels=len(_samples(opened)))
+    return facts
 
 
 def _check(facts: Facts, container: str, max_pixels: int) -> None:
@@ -136,7 +136,7 @@ def _image(opened: PIL.Image.Image, facts: Facts) -> Image:
 
 def _samples(opened: PIL.Image.Image) -> str:
     """The mode that the picture is decoded to."""
-    samples = _TO_SAMPLES[opened.mode]
+    samples = _TO_SAMPLES.get(opened.mode, opened.mode)
     return _WITH_ALPHA.get(samples, samples) if "transparency" in opened.info else samples
 
 

@@ -23,7 +23,7 @@ class Facts:
     width: int
     """Pixels as stored, before the orientation is applied."""
     height: int
-    channels: int = 0
+    channels: int
     """Of the decoded picture, 1 to 4."""
 
 

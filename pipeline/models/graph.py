@@ -56,6 +56,14 @@ class Graph:
         return (1, *(step.level * step.shuffle for step in self.steps))
 
     @cached_property
+    def widest(self) -> int:
+        """Elements that a convolution reads or makes for a pixel of value 0, at most."""
+        read = (sum(self.channels[value] for value in step.reads) for step in self.steps)
+        made = (step.channels * step.shuffle**2 for step in self.steps)
+        pairs = zip(read, made, self.steps, strict=True)
+        return max(max(r, m) * step.level**2 for r, m, step in pairs)
+
+    @cached_property
     def readers(self) -> tuple[tuple[int, ...], ...]:
         """Of each value: the indices of the steps that need it."""
         readers: list[list[int]] = [[] for _ in self.channels]

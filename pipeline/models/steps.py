@@ -25,7 +25,9 @@ def forward(network: nn.Module, graph: Graph, x_bchw: Tensor) -> Tensor:
         values.append(add_residuals(step, y, addends))
         for value in spent:
             values[value] = None
-    return _at(values[-1], 1).float()
+    result = values[-1]
+    assert result is not None
+    return result.float()
 
 
 def concatenated(values: Sequence[Tensor], dtype: torch.dtype) -> Tensor:

@@ -137,6 +137,8 @@ class Summary:
     workers: int
     wall_s: float
     stage_s: dict[str, float]
+    at_once: dict[str, float]
+    """Of the stages beside the device, how many pictures may be in each, in all workers."""
     device_busy_s: float
     device_busy_share: float
     """Of the time between first fetch and last publish, over all workers."""
@@ -176,16 +178,16 @@ class Summary:
         """Which stage bounds the run, and what would help.
 
         Stages overlap, so a device that works all the time is the bound, whatever the others take;
-        else it is what takes longest beside it.
+        else it is what takes longest beside it, as many pictures at once as there may be.
         """
         busy = f"devices busy {self.device_busy_share:.0%} of the time"
         if self.device_busy_share >= _BUSY:
             return f"{busy}: {_REMEDIES['upscale']}"
-        others = {stage: seconds for stage, seconds in self.stage_s.items() if stage != "upscale"}
-        stage = max(others, key=lambda name: others[name])
-        if others[stage] < _NOTABLE * self.device_busy_s:
-            return f"{busy}: too few pictures in a run to keep them so"
-        return f"{busy}, {stage} takes {others[stage]:.1f} s beside them: {_REMEDIES[stage]}"
+        waits = {name: self.stage_s[name] / self.at_once[name] for name in self.at_once}
+        stage = max(waits, key=lambda name: waits[name])
+        if waits[stage] < _NOTABLE * self.device_busy_s / max(1, self.workers):
+            return f"{busy}: too few pictures at once to keep them so"
+        return f"{busy}, {stage} takes {self.stage_s[stage]:.1f} s beside them: {_REMEDIES[stage]}"
 
 
 def exit_code(tally: Tally, *, ok_failed: float, stopped: bool) -> int:

@@ -31,11 +31,15 @@ def noise(*shape, seed=1):
 
 
 def padded(pixels, multiple):
-    """Reflected to the multiple at the right and the bottom, repeated where that cannot be."""
-    height, width = pixels.shape[:2]
-    below, right = -height % multiple, -width % multiple
-    mode = "reflect" if below < height and right < width else "edge"
-    return np.pad(pixels, ((0, below), (0, right), (0, 0)), mode=mode)
+    """Reflected to the multiple at the right and the bottom; the first one where that ends."""
+    for axis in (0, 1):
+        side, more = pixels.shape[axis], -pixels.shape[axis] % multiple
+        widths = [(0, 0)] * 3
+        widths[axis] = (0, min(more, side - 1))
+        pixels = np.pad(pixels, widths, mode="reflect")
+        first = np.take(pixels, [0] * (more - widths[axis][1]), axis=axis)
+        pixels = np.concatenate([pixels, first], axis=axis)
+    return pixels
 
 
 @torch.inference_mode()

@@ -83,14 +83,20 @@ def test_any_budget_that_suffices_gives_the_same_picture(networks, name, height,
     assert little.warnings == ()
 
 
-def test_bands_of_columns_give_the_same_picture(networks):
-    net = networks["compact"]
-    pixels = noise(30, 400, 3)
-    graph = net.shape.graph()
-    budget = 40 * 6_000
-    plan_of = upscaler_of(net, budget_bytes=budget)
-    assert np.abs(plan_of(pixels).pixels - whole(net, pixels)).max() <= TIE
-    assert graph.reach(1) * 2 < 40 < 400
+@pytest.mark.parametrize("name", ["compact", "rrdb-x2"])
+@pytest.mark.parametrize(("channels", "size"), [(3, None), (1, None), (4, (900, 70))])
+def test_bands_of_columns_give_the_same_picture(networks, name, channels, size):
+    net = networks[name]
+    pixels = noise(31, 801, channels)
+    graph, fold = net.shape.graph(), net.shape.multiple
+    sizes = (4,) * len(graph.levels)
+    budget = sweep.peak_bytes(graph, 4, sizes) * 250 // fold
+    plan = sweep.fit(graph, height=31, width=801 // fold, sizes=sizes, budget=budget, pixels=6000)
+    assert len(plan.bands) > 1
+    banded = upscaler_of(net, budget_bytes=budget)(pixels, size).pixels
+    assert np.abs(banded.astype(int) - upscaler_of(net)(pixels, size).pixels).max() <= 1
+    if channels == 3:
+        assert np.abs(banded - whole(net, pixels)).max() <= TIE
 
 
 def test_a_halo_one_column_too_small_would_be_seen(networks):
@@ -269,13 +275,31 @@ def test_out_of_memory_repeats_the_whole_picture_with_less_and_remembers(network
     net = networks["compact"]
     pixels = noise(90, 30, 3)
     upscaler, wanted = upscaler_of(net), whole(net, pixels)
-    with Scarce(200_000) as scarce:
+    with Scarce(100_000) as scarce:
         got = upscaler(pixels).pixels
         assert scarce.refused > 0
         assert np.abs(got - wanted).max() <= TIE
         scarce.refused = 0
         upscaler(pixels)
         assert scarce.refused == 0
+
+
+def test_out_of_memory_at_the_least_is_an_error_of_this_picture_alone(networks):
+    upscaler = upscaler_of(networks["compact"])
+    with Scarce(1000), pytest.raises(TooLargeError, match=r"30 x 90 pixels ran out .* 4 rows"):
+        upscaler(noise(90, 30, 3))
+    assert upscaler(noise(90, 30, 3)).pixels.shape == (360, 120, 3)
+
+
+def test_out_of_memory_on_a_canvas_makes_the_next_ones_smaller(networks):
+    upscaler = upscaler_of(networks["compact"])
+    planes = [upscaler.split(noise(200, 200, 3))[0][0] for _ in range(20)]
+    ragged = [upscaler.split(noise(9, 200, 3))[0][0], *planes]
+    before = upscaler.canvas_pixels
+    with Scarce(100_000), pytest.raises(TooLargeError):
+        upscaler.run(upscaler.choose(ragged))
+    assert upscaler.canvas_pixels < before
+    assert len(upscaler.choose(ragged).planes) < 17
 
 
 def test_gray_goes_in_as_three_equal_channels_and_comes_out_as_their_mean():
@@ -346,6 +370,29 @@ def test_lower_precision_is_near_and_a_non_finite_result_is_repeated_in_fp32(pre
         repeated = Upscaler(steep, device="cpu", precision="fp16")(pixels)
         assert repeated.warnings == ("repeated_in_fp32",)
         np.testing.assert_array_equal(repeated.pixels, wanted)
+
+
+def test_a_result_that_overflows_only_far_below_is_noticed():
+    net = network(SHAPES["compact"])
+    with torch.no_grad():
+        next(net.parameters()).mul_(5e4)  # fp16 ends at 65,504: black stays, the rest overflows
+        list(net.parameters())[-2].mul_(2e-5)
+    pixels = np.zeros((3000, 20, 3), dtype=np.uint8)
+    pixels[-1] = 255
+    upscaled = Upscaler(net, device="cpu", precision="fp16")(pixels)
+    assert upscaled.warnings == ("repeated_in_fp32",)
+    np.testing.assert_array_equal(upscaled.pixels, upscaler_of(net)(pixels).pixels)
+
+
+def test_bf16_keeps_the_first_and_the_last_convolution_in_fp32():
+    """One convolution is both: then nothing is in bf16. With more, the rest is."""
+    pixels = noise(16, 16, 3)
+    for convs, same in ((0, True), (3, False)):
+        net = network(SRVGGShape(features=8, convs=convs, scale=2))
+        results = [
+            Upscaler(net, device="cpu", precision=name)(pixels).pixels for name in ("fp32", "bf16")
+        ]
+        assert np.array_equal(*results) == same
 
 
 def test_what_is_not_finite_in_fp32_is_an_error():

@@ -56,13 +56,16 @@ def test_devices_are_busy_for_a_share_of_each_worker_s_shift():
         (90, 0.9, "encode", ["90%", "faster devices", "precision"]),
         (50, 0.5, "encode", ["50%", "encode takes 80.0 s", "png_effort"]),
         (50, 0.5, "fetch", ["fetch takes 80.0 s", "workers.fetches"]),
+        (50, 0.5, "publish", ["too few pictures"]),
         (5000, 0.5, "fetch", ["too few pictures"]),
     ],
 )
 def test_a_run_says_what_bounds_it_and_what_would_help(busy, share, slowest, words):
     stages = dict.fromkeys(["fetch", "decode", "encode", "publish"], 1.0) | {"upscale": busy}
     blank = {field.name: 0 for field in fields(summary.Summary)}
-    known = {"stage_s": stages | {slowest: 80.0}, "failures": {}, "device_busy_s": busy, "done": 7}
+    at_once = {"fetch": 4, "decode": 2, "encode": 2, "publish": 64}
+    known = {"stage_s": stages | {slowest: 80.0}, "at_once": at_once, "failures": {}, "done": 7}
+    known |= {"device_busy_s": busy, "workers": 1}
     made = summary.Summary(**blank | known | {"device_busy_share": share})
     assert all(word in made.lines()[-1] for word in words)
 
