@@ -1,13 +1,15 @@
 # make env    .venv with the project in it, editable
 # make demo   upscales sample pictures on a local Ray
 # make test   formatting, lint, types and all tests
+# make test-slow   large pictures: memory and exactness; an hour
+# make ragged      small pictures of all sizes: a worker's speed against the engine's
 PYTHON ?= python3
 # For torch without CUDA: make env PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt
 
-.PHONY: env demo test check s3-server reference clean
+.PHONY: env demo test test-slow ragged check s3-server reference clean
 
 env: .venv/.env
 .venv/.env: pyproject.toml constraints.txt
@@ -25,6 +27,12 @@ demo: env
 
 test: check s3-server
 	$(BIN)/python -m pytest
+
+test-slow: .venv/.test
+	$(BIN)/python -m pytest -s tests/slow
+
+ragged: .venv/.test
+	$(BIN)/python tests/slow/ragged.py
 
 check: .venv/.test
 	$(BIN)/ruff format --check .
