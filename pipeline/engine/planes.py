@@ -113,7 +113,7 @@ class Result:
         self._rows_left = own[0]
         self._width = own[1]
         self._made = 0
-        self._extremes = list[Tensor]()
+        self._largest: Tensor | None = None
         self._download = _Download()
 
     def add(self, y_chw: Tensor) -> None:
@@ -122,7 +122,7 @@ class Result:
         self._rows_left -= y_chw.shape[1]
         if not y_chw.numel():
             return
-        self._extremes += torch.aminmax(y_chw)
+        self._note_largest(y_chw)
         if self._mix is not None:
             y_chw = _mixed(y_chw, self._mix)
         if self._resize is not None:
@@ -134,7 +134,14 @@ class Result:
     def finite(self) -> bool:
         """Whether all rows were, without NaN and infinity. Then all have arrived on the host."""
         self._download.finish(0)
-        return bool(torch.isfinite(torch.stack(self._extremes)).all())
+        return self._largest is not None and bool(torch.isfinite(self._largest).all())
+
+    def _note_largest(self, y_chw: Tensor) -> None:
+        """Keeps one pair of extremes: thousands of small tensors that live as long as the picture
+        would lie scattered between the large ones, whose memory could not be used again."""
+        extremes = torch.stack(torch.aminmax(y_chw)).abs_()
+        seen = self._largest
+        self._largest = extremes if seen is None else torch.maximum(seen, extremes, out=seen)
 
 
 class _Download:

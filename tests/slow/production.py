@@ -31,12 +31,12 @@ class Production:
         config = UpscaleConfig(**values, device="cpu", precision="fp32", workers=threads)
         session = Session.settle(config, lambda: "cpu")
         self.todo = flow._plan(session, manifest.read(config, Store())).left.todo
-        fleet = Fleet(count=1, per_node=1, cpus=1, gpus=0)
+        fleet = Fleet(count=1, per_node=1, cpus=1, gpus=0, cores=1)
         self._worker = Worker(flow._job(session, fleet), AttemptLedger())
 
     @property
     def block_rows(self) -> int:
-        return plan.block_rows(self.todo, 1)
+        return plan.block_rows(self.todo, workers=1)
 
     def run(self) -> list[dict]:
         """All rows of the report, from two blocks at a time."""
