@@ -56,7 +56,7 @@ class Workers(Section):
         default=None, ge=1, description="torch threads; default the node's CPUs over its workers"
     )
     in_flight: int = Field(
-        default=256, ge=1, le=1024, description="pictures under way in a worker, each in a thread"
+        default=384, ge=1, le=1024, description="pictures under way in a worker, each in a thread"
     )
     in_flight_bytes: int = Field(
         default=4 * 2**30,

@@ -31,8 +31,10 @@ _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.lim
 # (measured: 8 to 24 thousand), CUDA needs enough for all its multiprocessors.
 _TURN_PIXELS = {"cpu": 2**14, "cuda": 2**20}
 
-# A canvas holds 4 x 4 pictures of 256 pixels, 8 x 8 of 128, 16 x 16 of 64, with their gutters.
-_CANVAS_SIDE = 1040
+# (width, height) of a canvas: 4 x 4 pictures of 256 pixels, 8 x 8 of 128, 16 x 16 of 64 with their
+# gutters; on a CPU half of that, because each of its lanes has one under way and the pictures on it
+# are not there to choose from.
+_CANVAS = {"cpu": (520, 1040), "cuda": (1040, 1040)}
 # What is larger has pixels enough for a launch of its own, and packs badly.
 _PACKED_SIDE = 256
 
@@ -92,7 +94,7 @@ class Upscaler:
         self._memory = Budget(budget_bytes or _default_budget(self._device))
         # Both become less when memory runs out; nothing is tried twice that did not fit.
         self._turn_pixels = _TURN_PIXELS[self._device.type]
-        self._canvas_side = _CANVAS_SIDE
+        self._canvas = _CANVAS[self._device.type]
         _exact_kernels()
 
     @property
@@ -131,7 +133,7 @@ class Upscaler:
     @property
     def canvas_pixels(self) -> int:
         """Pixels of packable planes that fill a launch."""
-        return (self._canvas_side * self._shape.multiple) ** 2
+        return self._canvas[0] * self._canvas[1] * self._shape.multiple**2
 
     def choose(self, waiting: Sequence[Plane]) -> "Launch":
         """Which of some packable planes to run together, always with the first.
@@ -140,13 +142,13 @@ class Upscaler:
         """
         sizes = [self._folded(plane) for plane in waiting]
         same = [plane for plane, size in zip(waiting, sizes, strict=True) if size == sizes[0]]
-        side = self._canvas_side
-        count = side**2 // (sizes[0][0] * sizes[0][1])
+        width, height = self._canvas
+        count = width * height // (sizes[0][0] * sizes[0][1])
         if len(same) >= count:
             return Launch(tuple(same[:count]))
         if len(waiting) == 1 and self._device.type == "cpu":
             return Launch((waiting[0],))  # CUDA has one shape for all small pictures, a CPU no need
-        packing = canvas.pack(sizes, side, side)
+        packing = canvas.pack(sizes, width, height)
         return Launch(tuple(waiting[place.index] for place in packing.placements), packing)
 
     @torch.inference_mode()
@@ -185,8 +187,7 @@ class Upscaler:
 
     def _fit_less(self, plan: sweep.Plan, launch: "Launch") -> None:
         """Remembers that so many rows at once were too many. Raises TooLargeError at the fewest."""
-        if launch.packing is not None:
-            self._canvas_side = max(_PACKED_SIDE, self._canvas_side // 2)
+        self._narrow(launch)
         width, height = self._launched_size(launch)
         if plan.rows <= min(sweep.LEAST_ROWS, height):
             raise TooLargeError(
@@ -195,6 +196,11 @@ class Upscaler:
                 f"{plan.bytes / 1e9:.3f} GB of activations (limits.device_bytes)",
             )
         self._turn_pixels = plan.rows * width // 2
+
+    def _narrow(self, launch: "Launch") -> None:
+        """Where a canvas was too large, the next ones are half as wide: memory goes by columns."""
+        if launch.packing is not None:
+            self._canvas = max(_PACKED_SIDE, launch.packing.width // 2), self._canvas[1]
 
     def _arranged(self, launch: "Launch") -> tuple[Tensor, Gutter | None]:
         """The launch's planes on the device: uint8 (B, C, H, W); and what lies between them."""
@@ -269,8 +275,7 @@ class Upscaler:
             in_bands=len(launch.planes) == 1 and launch.packing is None,
         )
         if plan.bytes > self._memory.limit:
-            if launch.packing is not None:
-                self._canvas_side = max(_PACKED_SIDE, self._canvas_side // 2)
+            self._narrow(launch)
             raise TooLargeError(
                 "device_memory",
                 f"{width} x {height} pixels need {plan.bytes / 1e9:.3f} GB at {plan.rows} rows at "
@@ -284,7 +289,7 @@ class Upscaler:
             return self._folded(launch.planes[0])
         # One shape for all on CUDA, where it decides on the kernels; on a CPU it does not.
         on_cpu = self._device.type == "cpu"
-        return launch.packing.width, launch.packing.height if on_cpu else launch.packing.width
+        return launch.packing.width, launch.packing.height if on_cpu else self._canvas[1]
 
     def _folded(self, plane: Plane) -> tuple[int, int]:
         """(width, height) of the plane as value 0 of the network."""

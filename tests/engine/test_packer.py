@@ -98,7 +98,7 @@ def test_device_seconds_are_shared_by_pixels(upscaler):
 def test_what_does_not_fit_together_goes_one_by_one():
     shape = SHAPES["compact"]
     graph = shape.graph()
-    budget = sweep.peak_bytes(graph, 4, (4,) * len(graph.levels)) * 100  # a canvas has 1,040
+    budget = sweep.peak_bytes(graph, 4, (4,) * len(graph.levels)) * 100  # a canvas has 520
     upscaler = Counting(network(shape), device="cpu", precision="fp32", budget_bytes=budget)
     upscaler.go.clear()
     packer = Packer(upscaler, threads=1)
