@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline.engine.network import DTYPES
 from pipeline.models import layouts
 from pipeline.models.layouts import Shape
 from pipeline.session import auto_precision
 
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _PRODUCT_SIDES = (1024, 2048, 4096)
 _PRODUCT_ROUNDS = 3
 
@@ -34,7 +34,7 @@ def survey(shape: Shape, *, device: str, precisions: Sequence[str]) -> dict[str,
         "scale": shape.scale,
         "flop_per_input_pixel": flop_per_pixel(shape),
         "product_flop_per_s": {
-            name: _product_rate(device, _DTYPES[name]) for name in dict.fromkeys([*chosen, "fp32"])
+            name: _product_rate(device, DTYPES[name]) for name in dict.fromkeys([*chosen, "fp32"])
         },
     }
 

@@ -59,7 +59,7 @@ def turns(graph: Graph, height: int, rows: int) -> Iterator[Turn]:
     # than any other, also where the rows that all steps together are behind come out at the end.
     endless = [0] * len(ends)
     while made[-1] < ends[-1]:
-        endless[0] += rows if rows < height else height + graph.reach(1)
+        endless[0] += rows if rows < height else height + graph.halo
         start, made[0] = made[0], min(endless[0], height)
         tasks = list[Task]()
         for index, step in enumerate(graph.steps):
@@ -94,7 +94,7 @@ def peak_bytes(graph: Graph, rows: int, sizes: tuple[int, ...]) -> int:
     rows: of value 0 in a turn. sizes: bytes of one element of each value, all its copies together.
     """
     # Lags add up to the network's radius: from there on, all turns are alike.
-    height = graph.reach(1) + 3 * rows
+    height = graph.halo + 3 * rows
     row_bytes = [
         size * channels * level
         for size, channels, level in zip(sizes, graph.channels, graph.levels, strict=True)
@@ -167,7 +167,7 @@ def fit(
     most = _MOST_ELEMENTS // (graph.widest * width * pictures) - 2
     wanted = max(least, min(height, pixels // (width * pictures), most))
     plan = None
-    for bands in islice(_bandings(width, graph.reach(1)), None if in_bands else 1):
+    for bands in islice(_bandings(width, graph.halo), None if in_bands else 1):
         widest = max(band.right - band.left for band in bands)
         for rows in _descending(wanted, least):
             plan = Plan(rows, bands, peak_bytes(graph, rows, sizes) * widest * pictures)

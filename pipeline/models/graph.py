@@ -80,6 +80,11 @@ class Graph:
             spent[readers[-1]].append(value)
         return tuple(map(tuple, spent))
 
+    @cached_property
+    def halo(self) -> int:
+        """How far from a pixel of the result, in pixels of value 0, others can change it."""
+        return self.reach(1)
+
     def reach(self, multiple: int) -> int:
         """How far from an output pixel, in input pixels along a side, inputs can change it.
 
