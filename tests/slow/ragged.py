@@ -4,11 +4,16 @@
 """
 
 import argparse
+import functools
+import multiprocessing
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,35 +38,53 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=1024, help="of the engine's; %(default)s")
     parser.add_argument("--calls", type=int, default=3, help="of the engine, before and after")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--model", type=Path, help="a checkpoint; default animevideov3")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ragged-") as name:
         folder = Path(name)
         (folder / "in").mkdir()
         sizes = np.random.default_rng(0).integers(SIDES[0], SIDES[1] + 1, (asked.count, 2))
         pictures = [written(folder / "in", n, *size) for n, size in enumerate(sizes.tolist())]
-        model = weights(folder)
-        engine = Upscaler(loaded(model), device="cpu", precision="fp32")
-        resident = drawn(0, asked.side, asked.side)
-        engine(resident)
+        model = asked.model or weights(folder)
+        alone = functools.partial(rates, model, asked.side, asked.calls)
+        before = in_a_process(alone)
         for number in range(asked.rounds):
-            production = Production(folder / "in", folder / f"out{number}", model)
-            rates = [rate(engine, resident) for _ in range(asked.calls)]
-            start = time.perf_counter()
-            rows = production.run()
-            seconds = time.perf_counter() - start
-            rates += [rate(engine, resident) for _ in range(asked.calls)]
+            seconds, block_rows, rows = in_a_process(
+                functools.partial(produce, folder / "in", folder / f"out{number}", model)
+            )
+            after = in_a_process(alone)
             pixels = sum(row["source_width"] * row["source_height"] for row in rows)
-            tell(rows, seconds, production.block_rows)
-            ratio = pixels / seconds / median(rates)
-            print(f"worker / engine: {ratio:.2f} (engine {[f'{r / 1e6:.4f}' for r in rates]})")
+            tell(rows, seconds, block_rows)
+            ratio = pixels / seconds / median(before + after)
+            shown = [f"{rate / 1e6:.4f}" for rate in before + after]
+            print(f"worker / engine: {ratio:.2f} (engine {shown})", flush=True)
+            before = after
         check(rows, pictures, loaded(model))
 
 
-def rate(engine: Upscaler, pixels: np.ndarray) -> float:
-    """Input pixels a second."""
+def in_a_process(work: Callable[[], Any]) -> Any:
+    """Its result. A new process: OpenMP's threads are slower in one that has had several teams."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(work).result()
+
+
+def produce(pictures: Path, output: Path, model: Path) -> tuple[float, int, list[dict]]:
+    """Seconds of a worker for all pictures, the rows of its blocks, and those of the report."""
+    production = Production(pictures, output, model)
     start = time.perf_counter()
-    engine(pixels)
-    return pixels[..., 0].size / (time.perf_counter() - start)
+    rows = production.run()
+    return time.perf_counter() - start, production.block_rows, rows
+
+
+def rates(model: Path, side: int, calls: int) -> list[float]:
+    """Input pixels a second of the engine alone, on one picture; after a call that counts not."""
+    engine = Upscaler(loaded(model), device="cpu", precision="fp32")
+    seconds, pixels = [], drawn(0, side, side)
+    for _ in range(calls + 1):
+        start = time.perf_counter()
+        engine(pixels)
+        seconds.append(time.perf_counter() - start)
+    return [side * side / s for s in seconds[1:]]
 
 
 def tell(rows: list[dict], seconds: float, block_rows: int) -> None:
