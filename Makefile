@@ -47,7 +47,7 @@ s3-server: .venv-swift/.installed
 	touch $@
 
 reference: env
-	$(BIN)/python -c "from pipeline import config; print(config.reference(), end='')" \
+	$(BIN)/python -c "from pipeline.config import UpscaleConfig; print(UpscaleConfig.reference(), end='')" \
 		> configs/reference.yaml
 
 clean:

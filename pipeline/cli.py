@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pipeline import config
+from pipeline.config import UpscaleConfig
 from pipeline.errors import ConfigError, FatalError
 from pipeline.report.summary import CRASHED, DONE, STOPPED, USAGE
 from pipeline.storage import Store, redact
@@ -19,7 +19,7 @@ from pipeline.storage import Store, redact
 
 def upscale(arguments: Sequence[str]) -> int:
     """`jobs/upscale.py`: one run. Returns the exit code."""
-    asked = config.parse(arguments)
+    asked = UpscaleConfig.parse(arguments)
     # Ray takes seconds to import: a wrong flag need not wait for them.
     from pipeline import flow
 

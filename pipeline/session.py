@@ -117,7 +117,7 @@ class Session:
             if not _lives(self.ledger.read_json(f"runs/{run_id}/environment.json")):
                 self._sweep(run_id)
         self.ledger.write_json(self.of_run("environment.json"), _environment())
-        config = configuration.to_yaml(self.config).encode()
+        config = self.config.to_yaml().encode()
         self.ledger.write(self.of_run("config.yaml"), config, "application/yaml")
         self.ledger.write_json(f"recipes/{self.digest}.json", self.recipe)
         self.ledger.set_head(self.settled_head())

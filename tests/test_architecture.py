@@ -20,8 +20,8 @@ ONLY_IN = {
     "PIL": {"images", "samples", "benchmark/contender"},
     "fsspec": {"storage"},
     "botocore": {"storage"},
-    "pydantic": {"config"},
-    "pydantic_settings": {"config"},
+    "pydantic": {"config", "settings"},
+    "pydantic_settings": {"settings"},
 }
 # Pure modules: nothing of ours but these.
 PURE = {

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import config
+from pipeline.config import UpscaleConfig
 from pipeline.errors import ConfigError
+from pipeline.settings import Section
 
 REQUIRED = ["--manifest", "in", "--output", "out"]
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,7 +19,9 @@ ROOT = Path(__file__).resolve().parent.parent
 def test_a_flag_wins_over_the_file_and_the_file_over_the_default(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("manifest: in\noutput: out\nscale: 3\nencode: {jpeg_quality: 80}\nlimit: 7\n")
-    asked = config.parse(["--config", str(file), "--scale", "2.5", "--encode.png-effort", "max"])
+    asked = UpscaleConfig.parse(
+        ["--config", str(file), "--scale", "2.5", "--encode.png-effort", "max"]
+    )
     assert (asked.scale, asked.limit) == (2.5, 7)
     assert (asked.encode.jpeg_quality, asked.encode.png_effort) == (80, "max")
     assert asked.encode.webp_quality == config.Encode().webp_quality
@@ -25,18 +29,22 @@ def test_a_flag_wins_over_the_file_and_the_file_over_the_default(tmp_path):
 
 @pytest.mark.parametrize("spelling", ["--dry-run", "--dry_run"])
 def test_flags_take_hyphens_and_underscores(spelling):
-    assert config.parse([*REQUIRED, spelling]).dry_run
+    assert UpscaleConfig.parse([*REQUIRED, spelling]).dry_run
 
 
 def test_words_and_booleans_of_the_command_line_are_what_they_say():
-    asked = config.parse([*REQUIRED, "--carry", "none", "--storage.source.options", "anon=false"])
+    asked = UpscaleConfig.parse(
+        [*REQUIRED, "--carry", "none", "--storage.source.options", "anon=false"]
+    )
     assert asked.carry == "none"
     assert asked.storage.source.options == {"anon": False}
-    assert config.parse([*REQUIRED, "--carry", "none,all"]).carry == ["none", "all"]
+    assert UpscaleConfig.parse([*REQUIRED, "--carry", "none,all"]).carry == ["none", "all"]
 
 
 def test_values_keep_their_underscores():
-    asked = config.parse([*REQUIRED, "--columns", "uri=my_uri", "--storage.source.profile=a_b"])
+    asked = UpscaleConfig.parse(
+        [*REQUIRED, "--columns", "uri=my_uri", "--storage.source.profile=a_b"]
+    )
     assert asked.columns == {"uri": "my_uri"}
     assert asked.storage.source.profile == "a_b"
 
@@ -54,7 +62,7 @@ def test_values_keep_their_underscores():
 )
 def test_what_is_wrong_is_said_with_its_key_and_value(arguments, said):
     with pytest.raises(ConfigError) as caught:
-        config.parse(arguments)
+        UpscaleConfig.parse(arguments)
     assert all(part in str(caught.value) for part in said)
     assert "\n" not in str(caught.value)
 
@@ -63,37 +71,37 @@ def test_an_unknown_key_of_a_file_is_answered_with_the_nearest(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("manifest: in\noutput: out\nencode: {jpeg_qualty: 80}\n")
     with pytest.raises(ConfigError, match=r"'encode.jpeg_qualty', did you mean 'encode.jpeg_qual"):
-        config.load(str(file), {})
+        UpscaleConfig.load(str(file), {})
 
 
 def test_help_lists_every_key(capsys):
     with pytest.raises(SystemExit) as left:
-        config.parse(["--help"])
+        UpscaleConfig.parse(["--help"])
     shown = capsys.readouterr().out
     assert left.value.code == 0
-    keys = [key for key in _keys(config.UpscaleConfig) if not key.endswith("storage.report")]
+    keys = [key for key in _keys(UpscaleConfig) if not key.endswith("storage.report")]
     assert [key for key in keys if f"--{key.replace('_', '-')}" not in shown] == []
 
 
 def test_the_reference_holds_every_key_with_its_default():
     file = ROOT / "configs" / "reference.yaml"
-    assert file.read_text() == config.reference(), "run `make reference`"
+    assert file.read_text() == UpscaleConfig.reference(), "run `make reference`"
     values = yaml.safe_load(file.read_text())
-    defaults = config.UpscaleConfig(manifest="", output="").model_dump(mode="json")
+    defaults = UpscaleConfig(manifest="", output="").model_dump(mode="json")
     del defaults["config"]
     assert {**values, "manifest": "", "output": ""} == defaults
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs" / "upscale").glob("*.yaml")), ids=str)
 def test_every_shipped_configuration_loads(file):
-    assert config.load(str(file), {"manifest": "in", "output": "out"}).manifest == "in"
+    assert UpscaleConfig.load(str(file), {"manifest": "in", "output": "out"}).manifest == "in"
 
 
 def test_saved_configurations_hold_no_secret():
     options = {"key": "AKIA", "secret": "geheim", "token": "geheim", "anon": False}
     side = {"options": options, "endpoint": "http://store"}
-    asked = config.load(None, {"manifest": "a", "output": "b", "storage": {"output": side}})
-    saved = config.to_yaml(asked)
+    asked = UpscaleConfig.load(None, {"manifest": "a", "output": "b", "storage": {"output": side}})
+    saved = asked.to_yaml()
     deep = {
         "client_kwargs": {"aws_secret_access_key": "geheim"},
         "headers": {"Authorization": "geheim"},
@@ -101,7 +109,7 @@ def test_saved_configurations_hold_no_secret():
     side["endpoint"] = "http://someone:geheim@store"
     values = {"manifest": "https://h/m.csv?X-Amz-Signature=geheim", "output": "b"}
     values["storage"] = {"source": {**side, "options": deep}}
-    assert "geheim" not in config.to_yaml(config.load(None, values))
+    assert "geheim" not in UpscaleConfig.load(None, values).to_yaml()
     assert "geheim" not in saved
     assert "AKIA" not in saved
     assert "http://store" in saved
@@ -109,7 +117,7 @@ def test_saved_configurations_hold_no_secret():
 
 def test_the_recipe_holds_what_changes_the_result_and_no_default():
     def made(**values):
-        asked = config.load(None, {"manifest": "a", "output": "b", **values})
+        asked = UpscaleConfig.load(None, {"manifest": "a", "output": "b", **values})
         return config.recipe(asked, model_sha256="ab", model_scale=4, precision="fp32")
 
     plain = made()
@@ -119,7 +127,7 @@ def test_the_recipe_holds_what_changes_the_result_and_no_default():
     assert made(encode={"jpeg_quality": 80})["encode"] == {"jpeg_quality": 80}
     assert made(format="jpeg") != plain
     assert made(long_side=3000)["long_side"] == 3000
-    asked = config.load(None, {"manifest": "a", "output": "b"})
+    asked = UpscaleConfig.load(None, {"manifest": "a", "output": "b"})
     stated = {"architecture": "SRVGGNetCompact", "activation": "relu"}
     other = config.recipe(asked, model_sha256="ab", model_scale=4, precision="fp32", stated=stated)
     assert other == plain | {"stated": stated}
@@ -136,7 +144,7 @@ def test_a_digest_depends_on_the_recipe_and_not_on_its_order(recipe):
 def _keys(section, prefix=""):
     for name, field in section.model_fields.items():
         inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, config.Section):
+        if isinstance(inner, type) and issubclass(inner, Section):
             yield from _keys(inner, f"{prefix}{name}.")
         else:
             yield prefix + name

@@ -14,7 +14,7 @@ import yaml
 from jsonschema import Draft7Validator
 from ray.runtime_env import RuntimeEnv, RuntimeEnvConfig
 
-from pipeline import config
+from pipeline.config import UpscaleConfig
 
 ROOT = Path(__file__).parent.parent
 INFRA = ROOT / "infra"
@@ -187,7 +187,7 @@ def test_the_job_runs_what_is_in_the_image_with_keys_that_we_know(rayjob, monkey
     python, script, *arguments = shlex.split(rayjob["spec"]["entrypoint"])
     assert (python, (ROOT / script).is_file()) == ("python", True)
     monkeypatch.chdir(ROOT)
-    asked = config.parse(arguments)
+    asked = UpscaleConfig.parse(arguments)
     (group,) = rayjob["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     assert (group["minReplicas"], group["maxReplicas"]) == (0, asked.workers.count)
 

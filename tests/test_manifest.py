@@ -9,14 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from pipeline import config, manifest
+from pipeline import manifest
+from pipeline.config import UpscaleConfig
 from pipeline.errors import ConfigError
 from pipeline.records import EXTRA_LIMIT, SOURCE_SCHEMA
 from pipeline.storage import Store
 
 
 def read(uri, **values):
-    asked = config.load(None, {"manifest": str(uri), "output": "/elsewhere", **values})
+    asked = UpscaleConfig.load(None, {"manifest": str(uri), "output": "/elsewhere", **values})
     return manifest.read(asked, Store())
 
 
