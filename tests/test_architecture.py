@@ -14,13 +14,13 @@ MODULES = sorted((ROOT / "pipeline").rglob("*.py"))
 ONLY_IN = {
     "ray": {"flow", "cluster"},
     # A benchmark's plain loop is what people write with torch and Pillow, around our code.
-    "torch": {"engine", "models", "worker", "benchmark/contender", "benchmark/survey"},
+    "torch": {"engine", "models", "worker", "benchmark/contender", "benchmark/survey", "training"},
     "safetensors": {"models"},
     "isal": {"images"},
-    "PIL": {"images", "samples", "benchmark/contender"},
+    "PIL": {"images", "samples", "benchmark/contender", "training/sheet"},
     "fsspec": {"storage"},
     "botocore": {"storage"},
-    "pydantic": {"config", "settings"},
+    "pydantic": {"config", "settings", "training/config"},
     "pydantic_settings": {"settings"},
 }
 # Pure modules: nothing of ours but these.
