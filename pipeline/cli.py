@@ -28,6 +28,16 @@ def upscale(arguments: Sequence[str]) -> int:
     return code
 
 
+def train(arguments: Sequence[str]) -> int:
+    """`jobs/train.py`: a generator, from pictures. Returns the exit code."""
+    from pipeline.training.config import TrainConfig
+
+    asked = TrainConfig.parse(arguments)
+    from pipeline.training import loop
+
+    return loop.run(asked)
+
+
 def models(arguments: Sequence[str]) -> int:
     """`jobs/models.py`: the zoo, and what a checkpoint holds. Returns the exit code."""
     about = "The released generators, and what a checkpoint holds."
@@ -76,6 +86,7 @@ def _read(file: str) -> bytes:
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "upscale": upscale,
+    "train": train,
     "models": models,
     "benchmark": benchmark,
 }

@@ -12,13 +12,15 @@ from pipeline.models.graph import Graph, Step
 def forward(network: nn.Module, graph: Graph, x_bchw: Tensor) -> Tensor:
     """All steps on whole pictures, with gradients where they are wanted.
 
-    x_bchw: value 0, float32. Convolutions run in the dtype of their weights, residuals in float32.
-    Returns float32.
+    x_bchw: value 0, float32. Convolutions run in the dtype of their weights, or in autocast's where
+    that is on, residuals in float32. Returns float32.
     """
     weights = dict(network.named_parameters())
+    kind = x_bchw.device.type
+    cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     values: list[Tensor | None] = [x_bchw]
     for step, level, spent in zip(graph.steps, graph.levels[1:], graph.spent, strict=True):
-        dtype = weights[f"{step.conv}.weight"].dtype
+        dtype = cast or weights[f"{step.conv}.weight"].dtype
         read = [_at(values[value], step.level // graph.levels[value]) for value in step.reads]
         y = convolve(step, weights, concatenated(read, dtype), padding=(step.radius, step.radius))
         addends = [_at(values[value], level // graph.levels[value]) for value, _ in step.adds]

@@ -86,6 +86,13 @@ class Order(Section):
 class Degradation(Section):
     """How low-resolution pictures are made."""
 
+    clean: float = Field(
+        default=0,
+        ge=0,
+        le=1,
+        description="probability that a lane is reduced as pictures are on purpose (bicubic, "
+        "antialiased) and nothing else",
+    )
     first: Order = Order()
     second: Order = Order(
         blur=Blur(probability=0.8, sigma=(0.2, 1.5)),
@@ -119,9 +126,9 @@ class Crops(Section):
 class Losses(Section):
     """Weights of the generator's losses."""
 
-    l1: float = Field(default=1, ge=0, description="weight of the mean absolute difference")
+    l1: float = Field(default=1.0, ge=0, description="weight of the mean absolute difference")
     perceptual: float | Literal["off"] = Field(
-        default=1, description="weight of VGG19's feature differences (stage gan); or off"
+        default=1.0, description="weight of VGG19's feature differences (stage gan); or off"
     )
     gan: float = Field(default=0.1, ge=0, description="weight of the discriminator's verdict")
     vgg19: str | None = Field(
@@ -163,7 +170,7 @@ class TrainWorkers(Section):
         default=None, ge=0, description="GPUs a worker asks for; default 1 on CUDA, 0 on CPUs"
     )
     cpus: float | None = Field(
-        default=None, ge=0, description="CPUs a worker asks for; default 1 on CUDA, 0 on CPUs"
+        default=None, ge=0, description="CPUs a worker asks for; default 1"
     )
     threads: int | None = Field(
         default=None, ge=1, description="torch threads; default the node's CPUs over its workers"
@@ -217,7 +224,7 @@ class TrainConfig(CommandConfig):
         default=180, ge=0, description="pairs that a lane mixes its pictures from; 0: none"
     )
     ema: float = Field(default=0.999, ge=0, lt=1, description="decay of the averaged weights")
-    precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
+    precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="of the convolutions; auto: bf16 on CUDA, fp32 on CPUs"
     )
     device: Literal["auto", "cuda", "cpu"] = Field(
@@ -228,7 +235,7 @@ class TrainConfig(CommandConfig):
         default=None, description="stop and save after, for example 5h or 30m; resumable"
     )
     save_every: int = Field(default=5000, ge=1, description="steps between checkpoints")
-    keep: int = Field(default=3, ge=1, description="checkpoints that are kept")
+    keep: int = Field(default=3, ge=2, description="checkpoints that are kept")
     log_every: int = Field(default=100, ge=1, description="steps between lines of metrics")
     licence: str = Field(default="unknown", description="of the weights, noted in the export")
     crops: Crops = Crops()

@@ -1,0 +1,114 @@
+"""From the configuration to a trainer: which networks, and the weights that they start from."""
+
+import os
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.errors import ConfigError
+from pipeline.models import layouts, zoo
+from pipeline.models.layouts import Generator, Shape
+from pipeline.models.rrdbnet import RRDBNet, RRDBNetShape
+from pipeline.models.srvgg import SRVGGNetCompact
+from pipeline.storage import Store
+from pipeline.training.config import TrainConfig
+from pipeline.training.discriminator import UNetDiscriminator, load_discriminator
+from pipeline.training.losses import Perceptual
+from pipeline.training.trainer import Critics, Place, Trainer
+
+# He's initialisation is too strong for sums of many blocks (X. Wang et al., "ESRGAN", 2018).
+_DENSE_GAIN = 0.1
+
+
+def build(config: TrainConfig, place: Place) -> Trainer:
+    """A trainer at its first step. Raises ConfigError for weights that cannot be had."""
+    critics = _critics(config) if config.stage == "gan" else None
+    return Trainer(config, generator(config), place, critics)
+
+
+def generator(config: TrainConfig) -> Generator:
+    """The network that is trained, with the weights that it starts from, on the CPU.
+
+    Raises ConfigError when neither `generator` nor `start` says what it is.
+    """
+    started = _started(config)
+    shape = _shape(config, started)
+    if started is not None and started.shape == shape:
+        return started
+    network = _initialised(shape, config.seed)
+    if started is not None:
+        _take_over(network, started)
+    return network
+
+
+def _shape(config: TrainConfig, started: Generator | None) -> Shape:
+    if config.generator:
+        return layouts.shape_from_dict(layouts.check_stated(config.generator))
+    if started is None:
+        raise ConfigError(
+            "what is to be trained? generator names the architecture and its hyper-parameters, "
+            "start a checkpoint to start from"
+        )
+    return started.shape
+
+
+def _started(config: TrainConfig) -> Generator | None:
+    if config.start is None:
+        return None
+    store = Store(config.storage.models.fsspec_options())
+    models_uri = os.environ.get("REMASTER_MODELS")
+    spec = zoo.resolve(config.start, store=store, models_uri=models_uri)
+    return zoo.load_generator(spec, store=store, cache_dir=zoo.default_cache_dir())
+
+
+def _initialised(shape: Shape, seed: int) -> Generator:
+    """The same weights for the same seed; torch's own randomness is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if not isinstance(shape, RRDBNetShape):
+            return SRVGGNetCompact(shape)
+        network = RRDBNet(shape)
+        for module in network.body.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+                module.weight.data.mul_(_DENSE_GAIN)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        return network
+
+
+def _take_over(network: Generator, started: Generator) -> None:
+    """What fits of another shape's weights: all of x4plus but its first convolution for x2plus."""
+    theirs, ours = started.state_dict(), network.state_dict()
+    fitting = {
+        name: tensor
+        for name, tensor in theirs.items()
+        if name in ours and ours[name].shape == tensor.shape
+    }
+    if len(fitting) < len(ours) / 2:
+        raise ConfigError(
+            f"only {len(fitting)} of the {len(ours)} tensors of the generator are in the "
+            "checkpoint to start from with this shape: another architecture (generator, start)"
+        )
+    network.load_state_dict({**ours, **fitting})
+
+
+def _critics(config: TrainConfig) -> Critics:
+    store = Store(config.storage.models.fsspec_options())
+    if config.start_discriminator is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            discriminator = UNetDiscriminator()
+    else:
+        discriminator = load_discriminator(store.read(config.start_discriminator))
+    perceptual = None
+    if config.losses.perceptual != "off":
+        cache = zoo.default_cache_dir()
+        perceptual = Perceptual.load(config.losses.vgg19, cache_dir=cache, store=store)
+    return Critics(discriminator, perceptual)
+
+
+def described(network: Generator) -> dict[str, Any]:
+    """Architecture and hyper-parameters, for people."""
+    return layouts.shape_to_dict(network.shape)

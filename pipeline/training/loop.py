@@ -1,0 +1,261 @@
+"""The training: a driver that starts workers by Ray Train, and the loop that each of them runs."""
+
+import signal
+import tempfile
+import time
+from collections.abc import Generator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from threading import Event
+from typing import Any, cast
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.exceptions import RayError
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipeline import storage
+from pipeline.cluster import Cluster, connect
+from pipeline.errors import ConfigError, FatalError
+from pipeline.report.summary import DONE, STOPPED
+from pipeline.storage import Store
+from pipeline.training import assembly, pictures, validation
+from pipeline.training.config import TrainConfig, seconds
+from pipeline.training.pictures import Pictures, Reader
+from pipeline.training.record import Record
+from pipeline.training.state import Checkpoints
+from pipeline.training.trainer import Place, Trainer
+
+_LISTENED_S = 0.5  # between looks for what the workers say
+
+
+def run(config: TrainConfig) -> int:
+    """Trains until the last step, the deadline or a signal. Returns the exit code.
+
+    Raises ConfigError while nothing is started, FatalError when the training cannot go on.
+    """
+    started = time.time()
+    try:
+        found, looked_at = validation.divide(pictures.find(config), config)
+        checkpoints = _checkpoints(config)
+        checkpoints.settle(config)
+        assembly.build(config, Place(torch.device("cpu")))  # what cannot be had is known here
+    except OSError as error:  # a store that does not answer, or not to us
+        raise ConfigError(str(error)) from error
+    if _step(checkpoints) < config.iterations:
+        cluster = connect()
+        try:
+            _carry_out(config, (found, looked_at), cluster, started)
+        finally:
+            ray.shutdown()
+    step = _step(checkpoints)
+    model = storage.join(config.output, "model.safetensors")
+    print(f"step {step} of {config.iterations}, generator {model}")
+    return DONE if step >= config.iterations else STOPPED
+
+
+def _carry_out(
+    config: TrainConfig, found: tuple[Pictures, Pictures], cluster: Cluster, started: float
+) -> None:
+    device = cluster.device if config.device == "auto" else config.device
+    counts = f"{len(found[0])} pictures to learn from, {len(found[1])} to validate with"
+    print(f"{counts}; {config.workers.count} workers on {device}", flush=True)
+    told = {
+        "config": config.model_dump(mode="json"),
+        "pictures": found,
+        "device": device,
+        "cores": cluster.cpus,
+        "started": started,
+        "line": (line := Line.start()),
+    }
+    with tempfile.TemporaryDirectory(prefix="remaster-train-") as folder:
+        trainer = ray.train.torch.TorchTrainer(
+            work,
+            train_loop_config=told,
+            scaling_config=_scaling(config, device),
+            # Checkpoints are ours (`state`): this folder only has what Ray notes of itself.
+            run_config=RunConfig(
+                storage_path=folder,
+                name="run",
+                failure_config=FailureConfig(max_failures=config.workers.max_restarts),
+            ),
+        )
+        # In a thread: in the main one Ray would take the signals for itself.
+        with _stoppable() as stop, ThreadPoolExecutor(1) as thread:
+            _follow(thread.submit(trainer.fit), line, stop)
+
+
+def _follow(fit: Future[Any], line: "Line", stop: Event) -> None:
+    """Prints what the workers say, tells them to stop; raises FatalError when they cannot go on."""
+    told = False
+    while not fit.done():
+        if stop.wait(_LISTENED_S) and not told:
+            print("stopping: the workers save what they have", flush=True)
+            told = line.stop()
+            stop.clear()
+        for text in line.heard():
+            print(text, flush=True)
+    for text in line.heard():
+        print(text, flush=True)
+    try:
+        fit.result()
+    except (RayError, ray.train.TrainingFailedError) as error:
+        raise FatalError(str(error)) from error
+
+
+def _scaling(config: TrainConfig, device: str) -> ScalingConfig:
+    workers = config.workers
+    gpus = workers.gpus if workers.gpus is not None else float(device == "cuda")
+    cpus = 1.0 if workers.cpus is None else workers.cpus
+    return ScalingConfig(
+        num_workers=workers.count,
+        use_gpu=gpus > 0,
+        resources_per_worker={"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus},
+    )
+
+
+@contextmanager
+def _stoppable() -> Generator[Event]:
+    """SIGTERM and SIGINT ask for an end; a second one is obeyed as usual."""
+    asked, before = Event(), dict[int, Any]()
+
+    def ask(number: int, _: object) -> None:
+        asked.set()
+        signal.signal(number, before[number])
+
+    before.update({n: signal.signal(n, ask) for n in (signal.SIGTERM, signal.SIGINT)})
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _checkpoints(config: TrainConfig) -> Checkpoints:
+    store = Store(config.storage.output.fsspec_options())
+    return Checkpoints(store, storage.absolute(config.output), keep=config.keep)
+
+
+def _step(checkpoints: Checkpoints) -> int:
+    latest = checkpoints.latest()
+    return latest["step"] if latest else 0
+
+
+class _Noticeboard:
+    """The actor behind a line."""
+
+    def __init__(self) -> None:
+        self._said, self._stop = list[str](), False
+
+    def say(self, text: str) -> None:
+        self._said.append(text)
+
+    def heard(self) -> list[str]:
+        said, self._said = self._said, []
+        return said
+
+    def stop(self) -> bool:
+        self._stop = True
+        return True
+
+    def stopped(self) -> bool:
+        return self._stop
+
+
+class Line:
+    """Between the driver and the first worker: words one way, the wish to stop the other."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+        self._answer: Any = None
+
+    @classmethod
+    def start(cls) -> "Line":
+        """Lives on the driver's node and ends with it."""
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        remote: Any = ray.remote(_Noticeboard)
+        return cls(remote.options(num_cpus=0, scheduling_strategy=here).remote())
+
+    def __reduce__(self) -> tuple[type["Line"], tuple[Any]]:
+        return Line, (self._actor,)
+
+    def say(self, text: str) -> None:
+        self._actor.say.remote(text)
+
+    def heard(self) -> list[str]:
+        return cast(list[str], ray.get(self._actor.heard.remote()))
+
+    def stop(self) -> bool:
+        return cast(bool, ray.get(self._actor.stop.remote()))
+
+    def stopped(self) -> bool:
+        """Whether the driver wants an end; as it was a moment ago, for a step does not wait."""
+        if self._answer is None:
+            self._answer = self._actor.stopped.remote()
+        ready, _ = ray.wait([self._answer], timeout=0)
+        if not ready:
+            return False
+        answer, self._answer = ray.get(self._answer), None
+        return cast(bool, answer)
+
+
+# ------------------------------------------------------------------------------- in every worker
+
+
+def work(told: Mapping[str, Any]) -> None:
+    """A worker's training, from the last checkpoint on."""
+    config = TrainConfig.model_validate(told["config"])
+    line: Line = told["line"]
+    place = _place(config, told["device"], told["cores"])
+    trainer, checkpoints = assembly.build(config, place), _checkpoints(config)
+    if checkpoints.restore(trainer) and place.rank == 0:
+        line.say(f"goes on after step {trainer.step}")
+    until = told["started"] + seconds(config.deadline) if config.deadline else float("inf")
+    learnt_from, looked_at = told["pictures"]
+    scale, record = trainer.generator.shape.scale, None
+    source = Store(config.storage.source.fsspec_options())
+    reader = Reader(learnt_from, config, source, scale=scale)
+    if place.rank == 0:
+        cases = validation.cases(looked_at, config, scale=scale)
+        record = Record(trainer, checkpoints, cases)
+    steps = range(trainer.step, config.iterations)
+    with closing(reader.ahead(steps, list(trainer.pools))) as crops:
+        stop = False
+        while trainer.step < config.iterations and not stop:
+            wish = time.time() > until or (record is not None and line.stopped())
+            losses, stop = trainer.advance(crops, stop=wish)
+            last = stop or trainer.step == config.iterations
+            if record is not None:
+                for text in record.see(losses, reader.skipped, last=last):
+                    line.say(text)
+            if last or trainer.step % config.save_every == 0:
+                save(trainer, checkpoints)
+                if record is not None:
+                    record.publish()
+    if record is not None:
+        record.close()
+
+
+def save(trainer: Trainer, checkpoints: Checkpoints) -> None:
+    """A checkpoint of all workers: it counts when every one of them has published its part."""
+    files = checkpoints.save_part(trainer)
+    if trainer.place.world > 1:
+        parts: list[Any] = [None] * trainer.place.world
+        torch.distributed.all_gather_object(parts, files)
+        files = {name: sha256 for part in parts for name, sha256 in part.items()}
+    if trainer.place.rank == 0:
+        checkpoints.complete(trainer.step, files)
+
+
+def _place(config: TrainConfig, device: str, cores: float) -> Place:
+    context: Any = ray.train.get_context()
+    world = context.get_world_size()
+    if device == "cpu":
+        # Ray gives workers that ask for no CPU one thread.
+        torch.set_num_threads(config.workers.threads or max(1, int(cores) // world))
+    where = ray.train.torch.get_device() if device == "cuda" else torch.device("cpu")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    return Place(where, context.get_world_rank(), world)

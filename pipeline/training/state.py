@@ -1,0 +1,208 @@
+"""Checkpoints of a training, which go on bit for bit, and its exports, which other programs read.
+
+    <output>/checkpoints/latest.json     which slot is the last whole one
+    <output>/checkpoints/<slot>/         networks.safetensors and a pools-<rank>.safetensors each
+    <output>/model.safetensors           the averaged generator, for `jobs/upscale.py`
+    <output>/model.pth                   the same under the official keys
+
+Files are published one by one, each whole or not at all, and `latest.json` last: whatever a
+checkpoint was interrupted in, the one before it stands. Slots are written in turn, so nothing needs
+to be deleted.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from pipeline import storage
+from pipeline.errors import ConfigError, FatalError
+from pipeline.models.layouts import shape_to_dict
+from pipeline.storage import Store
+from pipeline.training.config import TrainConfig
+from pipeline.training.trainer import Trainer
+
+# What may change from one run of a training to the next.
+_FREE = {
+    *("adam", "iterations", "deadline", "save_every", "keep", "log_every", "licence"),
+    *("validation", "workers", "device", "storage"),
+}
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of Adam
+
+
+class Checkpoints:
+    """Of one training, at one place."""
+
+    def __init__(self, store: Store, output: str, *, keep: int) -> None:
+        self.store, self.output, self._keep = store, output, keep
+        self._root = storage.join(output, "checkpoints")
+
+    def settle(self, config: TrainConfig) -> None:
+        """Notes what the training is. Raises ConfigError where the output has another one."""
+        uri = storage.join(self.output, "config.yaml")
+        asked = yaml.safe_load(config.to_yaml())
+        if self.latest() is not None:
+            before = yaml.safe_load(self.store.read(uri))
+            changed = [
+                f"{name}: {before.get(name)} before, {value} now"
+                for name, value in asked.items()
+                if name not in _FREE and value != before.get(name)
+            ]
+            if changed:
+                raise ConfigError(
+                    f"{self.output} has a training with other settings: {'; '.join(changed)}. "
+                    "Keep them, or give another output (and start from its model.safetensors)"
+                )
+        self.store.publish(uri, config.to_yaml().encode(), content_type="application/yaml")
+
+    def latest(self) -> dict[str, Any] | None:
+        """What is known of the last one: step, slot and files with their sha256."""
+        uri = storage.join(self._root, "latest.json")
+        try:
+            return json.loads(self.store.read(uri))
+        except FileNotFoundError:
+            return None
+
+    def save_part(self, trainer: Trainer) -> dict[str, str]:
+        """One worker's part of a checkpoint: the sha256 of what it published, by name."""
+        place, slot = trainer.place, self._slot()
+        files = {f"pools-{place.rank}.safetensors": save_tensors(_pools(trainer))}
+        if place.rank == 0:
+            files["networks.safetensors"] = save_tensors(_networks(trainer))
+        for name, data in files.items():
+            self.store.publish(storage.join(self._root, f"{slot}/{name}"), data)
+        return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+
+    def complete(self, step: int, files: Mapping[str, str]) -> None:
+        """All workers have published their parts: from now on this is the last checkpoint."""
+        facts = {"step": step, "slot": self._slot(), "files": dict(files)}
+        uri = storage.join(self._root, "latest.json")
+        self.store.publish(uri, json.dumps(facts, indent=1).encode())
+
+    def restore(self, trainer: Trainer) -> bool:
+        """Brings a trainer to where the last checkpoint was; whether there is one.
+
+        Raises FatalError when a file of it is not the one that was saved.
+        """
+        facts = self.latest()
+        if facts is None:
+            return False
+        _restore_networks(trainer, self._read(facts, "networks.safetensors"))
+        pools = dict[str, Tensor]()
+        for name in facts["files"]:
+            if name.startswith("pools-"):  # lanes are shared out anew: workers may have changed
+                pools |= self._read(facts, name)
+        for lane, pool in trainer.pools.items():
+            held = _below(pools, f"{lane}.")
+            on_device = {name: tensor.to(trainer.place.device) for name, tensor in held.items()}
+            pool.load_state_dict({"fill": len(held["targets"]) if held else 0, **on_device})
+        trainer.step = facts["step"]
+        return True
+
+    def _slot(self) -> int:
+        """The one behind the last checkpoint's: the oldest."""
+        facts = self.latest()
+        return 0 if facts is None else (facts["slot"] + 1) % self._keep
+
+    def _read(self, facts: Mapping[str, Any], name: str) -> dict[str, Tensor]:
+        uri = storage.join(self._root, f"{facts['slot']}/{name}")
+        data = self.store.read(uri)
+        found, saved = hashlib.sha256(data).hexdigest(), facts["files"][name]
+        if found != saved:
+            raise FatalError(f"{uri} is not what was saved: sha256 {found}, not {saved}")
+        return load_tensors(data)
+
+
+def export(trainer: Trainer, facts: Mapping[str, str]) -> dict[str, bytes]:
+    """The averaged generator as files, by name.
+
+    facts: what else the safetensors' metadata shall say, such as licence and recipe.
+    """
+    weights = {name: t.detach().cpu().contiguous() for name, t in _named(trainer.averaged)}
+    now = {name: t.detach().cpu().contiguous() for name, t in _named(trainer.generator)}
+    shape = {key: json.dumps(value) for key, value in shape_to_dict(trainer.averaged.shape).items()}
+    official = io.BytesIO()
+    torch.save({"params": now, "params_ema": weights}, official)
+    metadata = {**shape, **facts, "step": str(trainer.step)}
+    return {
+        "model.safetensors": save_tensors(weights, metadata),
+        "model.pth": official.getvalue(),
+    }
+
+
+def _networks(trainer: Trainer) -> dict[str, Tensor]:
+    tensors = _prefixed("generator.", _state(trainer.generator))
+    tensors |= _prefixed("averaged.", _state(trainer.averaged))
+    tensors |= _prefixed("adam.", _moments(trainer.adam, trainer.generator))
+    if trainer.critics is not None:
+        discriminator = trainer.critics.discriminator
+        tensors |= _prefixed("discriminator.", _state(discriminator))
+        tensors |= _prefixed("adam_d.", _moments(trainer.adam_d, discriminator))
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _restore_networks(trainer: Trainer, tensors: Mapping[str, Tensor]) -> None:
+    trainer.generator.load_state_dict(_below(tensors, "generator."))
+    trainer.averaged.load_state_dict(_below(tensors, "averaged."))
+    _restore_moments(trainer.adam, trainer.generator, _below(tensors, "adam."))
+    if trainer.critics is not None:
+        discriminator = trainer.critics.discriminator
+        discriminator.load_state_dict(_below(tensors, "discriminator."))
+        _restore_moments(trainer.adam_d, discriminator, _below(tensors, "adam_d."))
+
+
+def _pools(trainer: Trainer) -> dict[str, Tensor]:
+    tensors = dict[str, Tensor]()
+    for lane, pool in trainer.pools.items():
+        held = {name: value for name, value in pool.state_dict().items() if name != "fill"}
+        tensors |= _prefixed(f"{lane}.", held)
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _moments(adam: torch.optim.Adam, network: nn.Module) -> dict[str, Tensor]:
+    """Adam's state by the parameters' names: their order may change, their names do not."""
+    return {
+        f"{moment}.{name}": adam.state[parameter][moment]
+        for name, parameter in network.named_parameters()
+        for moment in _MOMENTS
+        if parameter in adam.state
+    }
+
+
+@torch.no_grad()
+def _restore_moments(
+    adam: torch.optim.Adam, network: nn.Module, tensors: Mapping[str, Tensor]
+) -> None:
+    for name, parameter in network.named_parameters():
+        if f"step.{name}" in tensors:
+            adam.state[parameter] = {
+                "step": tensors[f"step.{name}"].clone(),
+                # Laid out as the parameter, which channels_last is not the order of files.
+                **{
+                    moment: torch.empty_like(parameter).copy_(tensors[f"{moment}.{name}"])
+                    for moment in _MOMENTS[1:]
+                },
+            }
+
+
+def _state(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach() for name, tensor in network.state_dict().items()}
+
+
+def _named(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return iter(network.state_dict().items())
+
+
+def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

@@ -1,0 +1,240 @@
+"""One worker's part of a training: networks, optimizers, pools, and a step of them.
+
+The steps of X. Wang et al., "Real-ESRGAN" (2021): the first stage learns by L1 alone, the second
+by L1, a perceptual loss and a discriminator.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.models.layouts import Generator
+from pipeline.training import losses
+from pipeline.training.config import TrainConfig
+from pipeline.training.degradation import apply, draw
+from pipeline.training.discriminator import UNetDiscriminator
+from pipeline.training.pictures import Crops
+from pipeline.training.pool import Pool
+from pipeline.training.sharpen import sharpen
+
+_Network = TypeVar("_Network", bound=nn.Module)
+
+# Apart, so that what is drawn for one purpose does not shift what is drawn for another.
+_DEGRADED, _CUT, _POOLED = range(3)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a worker stands among all."""
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Critics:
+    """What the second stage has beside the generator."""
+
+    discriminator: UNetDiscriminator
+    perceptual: losses.Perceptual | None
+
+
+class Trainer:
+    """Holds all that a checkpoint has to hold; `advance` is one step of it."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        generator: Generator,
+        place: Place,
+        critics: Critics | None = None,
+    ) -> None:
+        self.config, self.place, self.step = config, place, 0
+        self.generator = _laid_out(generator, place).train().requires_grad_(True)
+        self.averaged = copy.deepcopy(self.generator).eval().requires_grad_(False)
+        self.adam = _adam(config, self.generator)
+        self.critics = critics
+        if critics is not None:
+            _laid_out(critics.discriminator, place)
+            if critics.perceptual is not None:
+                _laid_out(critics.perceptual, place)
+            self.adam_d = _adam(config, critics.discriminator)
+        lanes = range(place.rank, config.lanes, place.world)
+        self.pools = {lane: Pool(config.pool) for lane in lanes}
+
+    def advance(
+        self, crops: Iterator[Crops], *, stop: bool = False
+    ) -> tuple[dict[str, Tensor], bool]:
+        """One step of the optimizers.
+
+        crops: of this worker's lanes, in their order. stop: this worker's wish. Returns the losses,
+        means over its lanes, and whether any worker wants to stop.
+        """
+        pairs = [self._pair(lane, next(crops)) for lane in self.pools]
+        self._set_rate()
+        said = [self._learn(*pair, first=index == 0) for index, pair in enumerate(pairs)]
+        stop = self._agree(self.generator, stop)
+        self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
+        self._average()
+        if self.critics is not None:
+            made = [fake for _, fake in said]
+            judged = self._judge(self.critics.discriminator, [gt for gt, _ in pairs], made)
+            self._agree(self.critics.discriminator, False)
+            self.adam_d.step()
+            self.adam_d.zero_grad(set_to_none=True)
+        else:
+            judged = {}
+        self.step += 1
+        return _mean([values for values, _ in said]) | judged, stop
+
+    # ------------------------------------------------------------------------------------- data
+
+    def _pair(self, lane: int, crops: Crops) -> tuple[Tensor, Tensor]:
+        """float32 targets (n, 3, H, W) and inputs (n, 3, H / scale, W / scale) in [0, 1]."""
+        targets = self._on_device(crops.targets)
+        if crops.inputs is not None:
+            inputs = self._on_device(crops.inputs)
+        else:
+            inputs = self._degraded(lane, targets)
+        targets, inputs = self._cut(lane, targets, inputs)
+        targets, inputs = self.pools[lane].exchange(self._rng(lane, _POOLED), targets, inputs)
+        layout = torch.channels_last
+        gt, lq = ((x.float() / 255).contiguous(memory_format=layout) for x in (targets, inputs))
+        return gt, lq
+
+    def _degraded(self, lane: int, targets: Tensor) -> Tensor:
+        """uint8 inputs of uint8 targets."""
+        x_bchw = targets.float() / 255
+        if self.config.losses.sharpen:
+            x_bchw = sharpen(x_bchw)
+        count, _, height, width = x_bchw.shape
+        params = draw(
+            self._rng(lane, _DEGRADED),
+            self.config.degradation,
+            count=count,
+            height=height,
+            width=width,
+            scale=self.generator.shape.scale,
+        )
+        return (apply(x_bchw, params) * 255).round().to(torch.uint8)
+
+    def _cut(self, lane: int, targets: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """The same window of all pairs of a lane."""
+        scale = self.generator.shape.scale
+        side = self.config.crops.target // scale
+        spare = inputs.shape[-1] - side
+        top, left = self._rng(lane, _CUT).integers(0, spare + 1, size=2).tolist()
+        window = slice(top, top + side), slice(left, left + side)
+        wide = tuple(slice(part.start * scale, part.stop * scale) for part in window)
+        return targets[..., *wide], inputs[..., *window]
+
+    def _on_device(self, pixels: np.ndarray) -> Tensor:
+        """uint8 (n, 3, H, W) of uint8 (n, H, W, 3)."""
+        return torch.from_numpy(pixels).to(self.place.device).permute(0, 3, 1, 2)
+
+    def _rng(self, lane: int, purpose: int) -> np.random.Generator:
+        return np.random.default_rng([self.config.seed, self.step, lane, purpose])
+
+    # ----------------------------------------------------------------------------------- learning
+
+    def _learn(self, gt: Tensor, lq: Tensor, *, first: bool) -> tuple[dict[str, Tensor], Tensor]:
+        """Adds a lane's gradients to the generator's. Returns its losses, and what it made."""
+        weights = self.config.losses
+        wanted = sharpen(gt) if weights.sharpen else gt
+        with self._autocast():
+            made = self.generator(lq)
+        said = {"l1": losses.l1(made, wanted)}
+        total = said["l1"] * weights.l1
+        if self.critics is not None:
+            discriminator, perceptual = self.critics.discriminator, self.critics.perceptual
+            discriminator.requires_grad_(False).train(first)
+            with self._autocast():
+                said["gan"] = losses.generator_loss(discriminator(made))
+                if perceptual is not None:
+                    said["perceptual"] = perceptual(made, wanted)
+            total = total + said["gan"] * weights.gan
+            if perceptual is not None:
+                assert weights.perceptual != "off"
+                total = total + said["perceptual"] * weights.perceptual
+        (total / len(self.pools)).backward()
+        return {name: value.detach() for name, value in said.items()}, made.detach()
+
+    def _judge(
+        self, discriminator: UNetDiscriminator, real: Sequence[Tensor], made: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """Adds the discriminator's gradients: real and made in passes of their own, summed."""
+        discriminator.requires_grad_(True)
+        said = list[dict[str, Tensor]]()
+        for name, pictures, truth in (("real", real, True), ("fake", made, False)):
+            for index, x_bchw in enumerate(pictures):
+                discriminator.train(index == 0)
+                with self._autocast():
+                    logits = discriminator(x_bchw)
+                    loss = losses.discriminator_loss(logits, real=truth)
+                (loss / len(pictures)).backward()
+                said.append({f"d_{name}": loss.detach(), f"out_d_{name}": logits.detach().mean()})
+        return _mean(said)
+
+    def _agree(self, network: nn.Module, stop: bool) -> bool:
+        """The mean of all workers' gradients, in one message that carries their wishes, too."""
+        if self.place.world == 1:
+            return stop
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        wish = torch.full((1,), float(stop), device=self.place.device)
+        flat = torch.cat([*(gradient.reshape(-1) for gradient in gradients), wish])
+        torch.distributed.all_reduce(flat)
+        flat /= self.place.world
+        parts = flat[:-1].split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+        return bool(flat[-1] > 0)
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        pairs = zip(self.averaged.parameters(), self.generator.parameters(), strict=True)
+        for mean, now in pairs:
+            mean.lerp_(now, 1 - self.config.ema)
+
+    def _set_rate(self) -> None:
+        adam = self.config.adam
+        rate = adam.rate * adam.gamma ** sum(self.step >= step for step in adam.milestones)
+        optimizers = [self.adam] if self.critics is None else [self.adam, self.adam_d]
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+
+    def _autocast(self) -> torch.autocast:
+        kind = self.place.device.type
+        return torch.autocast(kind, torch.bfloat16, enabled=precision(self.config, kind) == "bf16")
+
+
+def precision(config: TrainConfig, device: str) -> str:
+    """Of the convolutions: bf16 needs no scaled losses, and sums stay in fp32."""
+    if config.precision != "auto":
+        return config.precision
+    return "bf16" if device == "cuda" else "fp32"
+
+
+def _laid_out(network: _Network, place: Place) -> _Network:
+    """On the device, in the layout that its convolutions are fastest in."""
+    return network.to(place.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _adam(config: TrainConfig, network: nn.Module) -> torch.optim.Adam:
+    return torch.optim.Adam(network.parameters(), lr=config.adam.rate, betas=config.adam.betas)
+
+
+def _mean(said: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Of each name's values."""
+    names = dict.fromkeys(name for values in said for name in values)
+    return {
+        name: torch.stack([values[name] for values in said if name in values]).mean()
+        for name in names
+    }

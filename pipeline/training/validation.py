@@ -1,0 +1,128 @@
+"""How good the averaged generator is, on pictures that it does not learn from."""
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields, replace
+
+import numpy as np
+import torch
+
+from pipeline.images.image import Pixels
+from pipeline.models.layouts import Generator
+from pipeline.storage import Store
+from pipeline.training import pictures, quality
+from pipeline.training.config import TrainConfig
+from pipeline.training.degradation import apply, draw
+from pipeline.training.pictures import File, Pictures
+from pipeline.training.quality import WINDOW, Quality
+from pipeline.training.sheet import resize, sheet
+
+_DEGRADED = 0x76616C  # apart from what is drawn for training
+_SHARE = 10  # at most every tenth picture is kept from the training
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A picture to look at: uint8 (H, W, 3) target, its input, and that enlarged as usual."""
+
+    name: str
+    target: Pixels
+    source: Pixels
+    enlarged: Pixels
+
+
+def divide(found: Pictures, config: TrainConfig) -> tuple[Pictures, Pictures]:
+    """What is learnt from, and what is looked at: `validation.images`, else the last of them all.
+
+    Raises ConfigError when there is nothing at `validation.images`.
+    """
+    asked = config.validation
+    if asked.images is not None:
+        other = {"images": asked.images, "pairs": asked.pairs, "root": None}
+        return found, _first(pictures.find(config.model_copy(update=other)), asked.count)
+    kept = len(found) - min(asked.count, len(found) // _SHARE)
+    inputs = found.inputs
+    rest = None if inputs is None else inputs[kept:]
+    return _first(found, kept), Pictures(found.targets[kept:], rest)
+
+
+def cases(chosen: Pictures, config: TrainConfig, *, scale: int) -> list[Case]:
+    """The middle of each picture, degraded the same way in every validation.
+
+    Pictures that cannot be read, or are too small to be compared, are left out.
+    """
+    store = Store(config.storage.source.fsspec_options())
+    inputs = chosen.inputs or [None] * len(chosen)
+    made = list[Case]()
+    for index, (file, paired) in enumerate(zip(chosen.targets, inputs, strict=True)):
+        try:
+            target = pictures.read_rgb(file, store)
+            source = None if paired is None else pictures.read_rgb(paired, store)
+        except pictures.UnusableError:
+            continue
+        rows, columns = (_middle(n, config.validation.side, scale) for n in target.shape[:2])
+        if min(rows.stop - rows.start, columns.stop - columns.start) * scale < WINDOW + 2 * scale:
+            continue
+        wide = tuple(slice(part.start * scale, part.stop * scale) for part in (rows, columns))
+        target = np.ascontiguousarray(target[wide])
+        rng = np.random.default_rng([config.seed, _DEGRADED, index])
+        low = _degraded(target, rng, config, scale) if source is None else source[rows, columns]
+        usual = resize(low, target.shape[1], target.shape[0])
+        made.append(Case(_name(file), target, low, usual))
+    return made
+
+
+@torch.inference_mode()
+def results(generator: Generator, cases: Sequence[Case]) -> list[Pixels]:
+    """What the network makes of them: uint8 (H, W, 3)."""
+    device = next(generator.parameters()).device
+    return [_pixels(generator(_tensor(case.source).to(device))) for case in cases]
+
+
+def measure(cases: Sequence[Case], made: Sequence[Pixels], *, scale: int) -> dict[str, float]:
+    """Means over the cases, and by how much they are above those of bicubic enlargement."""
+    pairs = zip(cases, made, strict=True)
+    ours = quality.mean([quality.compare(y, case.target, border=scale) for case, y in pairs])
+    usual = quality.mean([quality.compare(c.enlarged, c.target, border=scale) for c in cases])
+    gains = (a - b for a, b in zip(astuple(ours), astuple(usual), strict=True))
+    names = [field.name for field in fields(Quality)]
+    return dict(zip(names, astuple(ours), strict=True)) | {
+        f"{name}_gain": gain for name, gain in zip(names, gains, strict=True)
+    }
+
+
+def sample_sheet(cases: Sequence[Case], made: Sequence[Pixels]) -> bytes:
+    """A PNG to look at: a row for each picture."""
+    pairs = zip(cases, made, strict=True)
+    rows = [(case.name, [case.enlarged, ours, case.target]) for case, ours in pairs]
+    return sheet(rows, ["bicubic", "ours", "target"])
+
+
+def _first(found: Pictures, count: int) -> Pictures:
+    inputs = None if found.inputs is None else found.inputs[:count]
+    return replace(found, targets=found.targets[:count], inputs=inputs)
+
+
+def _middle(length: int, side: int, scale: int) -> slice:
+    """Of the input, `side` target pixels long at the most."""
+    taken = min(length, side) // scale
+    start = (length // scale - taken) // 2
+    return slice(start, start + taken)
+
+
+def _degraded(target: Pixels, rng: np.random.Generator, config: TrainConfig, scale: int) -> Pixels:
+    height, width = target.shape[:2]
+    params = draw(rng, config.degradation, count=1, height=height, width=width, scale=scale)
+    return _pixels(apply(_tensor(target), params))
+
+
+def _tensor(pixels: Pixels) -> torch.Tensor:
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
+
+
+def _pixels(x_bchw: torch.Tensor) -> Pixels:
+    levels = (x_bchw[0].clamp(0, 1) * 255).round().to(torch.uint8)
+    return levels.permute(1, 2, 0).cpu().numpy()
+
+
+def _name(file: File) -> str:
+    return file.uri.rpartition("/")[2]
