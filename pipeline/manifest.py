@@ -8,7 +8,7 @@ import string
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from pipeline import storage
-from pipeline.config import UpscaleConfig
+from pipeline.config import Scan
 from pipeline.errors import ConfigError
 from pipeline.records import EXTRA_LIMIT, SOURCE_SCHEMA
 from pipeline.storage import Stat, Store
@@ -27,6 +27,25 @@ pc: Any = pyarrow.compute  # its functions are made at run time, no checker know
 _TABLES = (".parquet", ".csv", ".jsonl", ".ndjson", ".csv.gz", ".jsonl.gz", ".ndjson.gz")
 _RESERVED = ("model", "scale", "long_side", "format", "denoise")
 _PROBES = 32
+
+
+class Asked(Protocol):
+    """What says which manifest is meant and how it is read, as `UpscaleConfig` does."""
+
+    @property
+    def manifest(self) -> str: ...
+    @property
+    def output(self) -> str: ...
+    @property
+    def report_uri(self) -> str: ...
+    @property
+    def scan(self) -> Scan: ...
+    @property
+    def probe(self) -> bool: ...
+    @property
+    def columns(self) -> Mapping[str, str]: ...
+    @property
+    def carry(self) -> Literal["all", "none"] | list[str]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +60,16 @@ class Manifest:
     """The folder of a scan: keys are relative to it. None for a table."""
 
 
-def read(config: UpscaleConfig, store: Store) -> Manifest:
+def read(config: Asked, store: Store, *, key: str = "manifest") -> Manifest:
     """The manifest that the configuration names.
 
+    key: what a person calls `config.manifest`, for messages.
     Raises ConfigError when there is nothing, or nothing that can be read as a manifest.
     """
     uri = storage.absolute(config.manifest)
     files = list(store.list(uri))
     if not files:
-        raise ConfigError(f"there is no file at the manifest {uri} (manifest)")
+        raise ConfigError(f"there is no file at the manifest {uri} ({key})")
     root = _root(uri, files)
     images = [file for file in files if _is_image(file.uri, config.scan.suffixes)]
     if images or not any(_is_table(file.uri) for file in files):
@@ -73,7 +93,7 @@ def _connect_all(sources: pa.Table, store: Store) -> None:
         store.connect(uri)
 
 
-def _scan(files: Sequence[Stat], root: str, config: UpscaleConfig) -> Manifest:
+def _scan(files: Sequence[Stat], root: str, config: Asked) -> Manifest:
     """The images below a folder, without what is hidden and without our own output."""
     ours = [storage.absolute(config.output), storage.absolute(config.report_uri)]
     theirs = [file for file in files if not any(_within(file.uri, place) for place in ours)]
@@ -137,7 +157,7 @@ def _is_hidden(uri: str, root: str) -> bool:
     return any(part.startswith(".") for part in (storage.below(uri, root) or uri).split("/"))
 
 
-def _source_table(uri: str, store: Store, config: UpscaleConfig) -> pa.Table:
+def _source_table(uri: str, store: Store, config: Asked) -> pa.Table:
     """One file of a manifest, with our columns."""
     theirs = _read_table(uri, store)
     if len(set(theirs.column_names)) < len(theirs.column_names):
@@ -249,7 +269,7 @@ def _resolved(value: Any, folder: str, table: str) -> str:
     return scheme + mark + posixpath.normpath(f"{path}/{value}")
 
 
-def _carried(theirs: pa.Table, config: UpscaleConfig) -> list[str]:
+def _carried(theirs: pa.Table, config: Asked) -> list[str]:
     """Names of their columns that travel into the report."""
     if isinstance(config.carry, list):
         missing = sorted(set(config.carry) - set(theirs.column_names))
