@@ -70,6 +70,13 @@ def benchmark(arguments: Sequence[str]) -> int:
     return command.main(arguments)
 
 
+def evaluate(arguments: Sequence[str]) -> int:
+    """`jobs/evaluate.py`: how good a generator is. Returns the exit code."""
+    from pipeline.training import evaluate as evaluation
+
+    return evaluation.main(arguments)
+
+
 def _fetched(name: str) -> list[Path]:
     from pipeline.models import zoo
 
@@ -89,6 +96,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "models": models,
     "benchmark": benchmark,
+    "evaluate": evaluate,
 }
 
 
