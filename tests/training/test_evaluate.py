@@ -103,6 +103,22 @@ def test_inputs_are_made_of_targets_cut_to_the_scale(tmp_path, small_model):
     assert (found["input_uri"], found["degrade"], found["seed"]) == (None, "bicubic", 0)
 
 
+def test_inputs_of_the_recipe_repeat_with_their_seed(tmp_path, small_model):
+    for number in range(2):  # one content, but each picture has a degradation of its own
+        saved(tmp_path / "images", 0, 64, 48, name=f"{number}.png")
+    found = {}
+    for name, seed in (("first", 5), ("again", 5), ("other", 6)):
+        file = tmp_path / f"{name}.parquet"
+        flags = ["--degrade", "second_order", "--seed", seed, "--output", file]
+        evaluated(small_model, "--images", tmp_path / "images", *flags)
+        found[name] = rows(file)
+    assert {(row["degrade"], row["seed"]) for row in found["first"]} == {("second_order", 5)}
+    assert found["first"] == found["again"]
+    figures = {row["psnr"] for name in ("first", "other") for row in found[name]}
+    assert len(figures) == 8
+    assert max(figures) < 40
+
+
 def test_equal_pictures_are_infinitely_good(tmp_path, small_model, capsys):
     flat = PIL.Image.new("RGB", (48, 36), (90, 120, 60))
     for folder, size in (("hr", (48, 36)), ("lr", (24, 18))):
