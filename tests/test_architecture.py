@@ -12,10 +12,12 @@ MODULES = sorted((ROOT / "pipeline").rglob("*.py"))
 
 # Top-level packages, and the modules (or folders) below pipeline/ that may import them.
 ONLY_IN = {
-    "ray": {"flow", "cluster"},
+    "ray": {"flow", "cluster", "training/loop"},
     # A benchmark's plain loop is what people write with torch and Pillow, around our code.
     "torch": {"engine", "models", "worker", "benchmark/contender", "benchmark/survey", "training"},
-    "safetensors": {"models"},
+    "safetensors": {"models", "training/state"},
+    "tensorboardX": {"training/record"},
+    "scipy": set(),
     "isal": {"images"},
     "PIL": {"images", "samples", "benchmark/contender", "training/sheet"},
     "fsspec": {"storage"},

@@ -169,9 +169,7 @@ class TrainWorkers(Section):
     gpus: float | None = Field(
         default=None, ge=0, description="GPUs a worker asks for; default 1 on CUDA, 0 on CPUs"
     )
-    cpus: float | None = Field(
-        default=None, ge=0, description="CPUs a worker asks for; default 1"
-    )
+    cpus: float | None = Field(default=None, ge=0, description="CPUs a worker asks for; default 1")
     threads: int | None = Field(
         default=None, ge=1, description="torch threads; default the node's CPUs over its workers"
     )

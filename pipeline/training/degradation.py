@@ -35,18 +35,19 @@ class Blur:
 
 @dataclass(frozen=True, slots=True)
 class Resize:
-    """Interpolation to another size, without smoothing first where it reduces."""
+    """Interpolation to another size; without antialias nothing is smoothed before a reduction."""
 
     height: int
     width: int
     mode: config.ResizeMode
+    antialias: bool = False
 
     def apply(self, x_bchw: Tensor) -> Tensor:
         """Unbounded: bicubic interpolation overshoots."""
         size = (self.height, self.width)
         if x_bchw.shape[-2:] == size:
             return x_bchw
-        return functional.interpolate(x_bchw, size=size, mode=self.mode)
+        return functional.interpolate(x_bchw, size=size, mode=self.mode, antialias=self.antialias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,8 @@ def draw(
     tensor; kernels, strengths and qualities for each picture.
     """
     low = (height // scale, width // scale)
+    if rng.random() < recipe.clean:
+        return Params(count, height, width, (Resize(*low, mode="bicubic", antialias=True),))
     steps = (
         *_order(rng, recipe.first, count, (height, width)),
         _jpeg(rng, recipe.first, count),

@@ -24,7 +24,8 @@ from pipeline.report.summary import DONE, STOPPED
 from pipeline.storage import Store
 from pipeline.training import assembly, pictures, validation
 from pipeline.training.config import TrainConfig, seconds
-from pipeline.training.pictures import Pictures, Reader
+from pipeline.training.crops import Reader
+from pipeline.training.pictures import Pictures
 from pipeline.training.record import Record
 from pipeline.training.state import Checkpoints
 from pipeline.training.trainer import Place, Trainer

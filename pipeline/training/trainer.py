@@ -16,16 +16,17 @@ from torch import Tensor, nn
 from pipeline.models.layouts import Generator
 from pipeline.training import losses
 from pipeline.training.config import TrainConfig
+from pipeline.training.crops import Crops
 from pipeline.training.degradation import apply, draw
 from pipeline.training.discriminator import UNetDiscriminator
-from pipeline.training.pictures import Crops
 from pipeline.training.pool import Pool
 from pipeline.training.sharpen import sharpen
 
 _Network = TypeVar("_Network", bound=nn.Module)
 
-# Apart, so that what is drawn for one purpose does not shift what is drawn for another.
-_DEGRADED, _CUT, _POOLED = range(3)
+# Apart, so that what is drawn for one purpose does not shift what is drawn for another; not 0,
+# which numpy pads seeds with.
+_DEGRADED, _CUT, _POOLED = range(1, 4)
 
 
 @dataclass(frozen=True, slots=True)
