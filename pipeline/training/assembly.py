@@ -1,8 +1,8 @@
 """From the configuration to a trainer: which networks, and the weights that they start from."""
 
 import os
-from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -13,12 +13,13 @@ from pipeline.models.rrdbnet import RRDBNet, RRDBNetShape
 from pipeline.models.srvgg import SRVGGNetCompact
 from pipeline.storage import Store
 from pipeline.training.config import TrainConfig
-from pipeline.training.discriminator import UNetDiscriminator, load_discriminator
+from pipeline.training.discriminator import load_discriminator, new_discriminator
 from pipeline.training.losses import Perceptual
 from pipeline.training.trainer import Critics, Place, Trainer
 
 # He's initialisation is too strong for sums of many blocks (X. Wang et al., "ESRGAN", 2018).
 _DENSE_GAIN = 0.1
+_DISCRIMINATOR = 0x64  # sets its first weights apart from others of the same seed
 
 
 def build(config: TrainConfig, place: Place) -> Trainer:
@@ -97,18 +98,14 @@ def _take_over(network: Generator, started: Generator) -> None:
 def _critics(config: TrainConfig) -> Critics:
     store = Store(config.storage.models.fsspec_options())
     if config.start_discriminator is None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            discriminator = UNetDiscriminator()
+        discriminator = new_discriminator(np.random.default_rng([config.seed, _DISCRIMINATOR]))
     else:
         discriminator = load_discriminator(store.read(config.start_discriminator))
     perceptual = None
     if config.losses.perceptual != "off":
         cache = zoo.default_cache_dir()
-        perceptual = Perceptual.load(config.losses.vgg19, cache_dir=cache, store=store)
+        models_uri = os.environ.get("REMASTER_MODELS")
+        perceptual = Perceptual.load(
+            config.losses.vgg19, cache_dir=cache, store=store, models_uri=models_uri
+        )
     return Critics(discriminator, perceptual)
-
-
-def described(network: Generator) -> dict[str, Any]:
-    """Architecture and hyper-parameters, for people."""
-    return layouts.shape_to_dict(network.shape)

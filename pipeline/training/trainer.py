@@ -79,7 +79,9 @@ class Trainer:
         """
         pairs = [self._pair(lane, next(crops)) for lane in self.pools]
         self._set_rate()
-        said = [self._learn(*pair, first=index == 0) for index, pair in enumerate(pairs)]
+        if self.critics is not None:
+            self.critics.discriminator.iterate()
+        said = [self._learn(*pair) for pair in pairs]
         stop = self._agree(self.generator, stop)
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
@@ -145,7 +147,7 @@ class Trainer:
 
     # ----------------------------------------------------------------------------------- learning
 
-    def _learn(self, gt: Tensor, lq: Tensor, *, first: bool) -> tuple[dict[str, Tensor], Tensor]:
+    def _learn(self, gt: Tensor, lq: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Adds a lane's gradients to the generator's. Returns its losses, and what it made."""
         weights = self.config.losses
         wanted = sharpen(gt) if weights.sharpen else gt
@@ -155,7 +157,7 @@ class Trainer:
         total = said["l1"] * weights.l1
         if self.critics is not None:
             discriminator, perceptual = self.critics.discriminator, self.critics.perceptual
-            discriminator.requires_grad_(False).train(first)
+            discriminator.requires_grad_(False)
             with self._autocast():
                 said["gan"] = losses.generator_loss(discriminator(made))
                 if perceptual is not None:
@@ -174,8 +176,8 @@ class Trainer:
         discriminator.requires_grad_(True)
         said = list[dict[str, Tensor]]()
         for name, pictures, truth in (("real", real, True), ("fake", made, False)):
-            for index, x_bchw in enumerate(pictures):
-                discriminator.train(index == 0)
+            discriminator.iterate()
+            for x_bchw in pictures:
                 with self._autocast():
                     logits = discriminator(x_bchw)
                     loss = losses.discriminator_loss(logits, real=truth)
