@@ -366,7 +366,7 @@ def test_gaussian_noise_is_normal_and_independent_but_for_gray():
     assert all(abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.05 for a, b in pairwise(noise))
 
 
-def two_levels(count):
+def three_levels(count):
     """Levels 0, 64 and 192, so three of them: white is four photons."""
     picture = torch.zeros(count, 3, 100, 100)
     picture[:, :, 1:, :50] = 64 / 255
@@ -376,7 +376,7 @@ def two_levels(count):
 
 @pytest.mark.parametrize("gray", [False, True])
 def test_poisson_noise_is_scipys_distribution(gray):
-    picture = two_levels(1)
+    picture = three_levels(1)
     # So weak that nothing is clamped: photons are counted from what it adds.
     added = Noise("poisson", (0.01,), (gray,), seed=5).apply(picture) - picture
     if gray:
@@ -396,17 +396,14 @@ def test_poisson_noise_is_scipys_distribution(gray):
         assert verdict.pvalue > 1e-4
 
 
-def test_poisson_noise_counts_the_levels_of_each_picture():
-    generator = torch.Generator().manual_seed(0)
-    many = torch.randint(0, 200, (1, 3, 100, 100), generator=generator) / 255
-    noisy = Noise("poisson", (0.05, 0.05), (False, False), seed=1).apply(
-        torch.cat([two_levels(1), many])
-    )
-    for index, (picture, white) in enumerate(((two_levels(1), 4), (many, 256))):
-        inside = picture[0] > 0.2
-        added = (noisy[index] - picture[0])[inside].double()
-        expected = 0.05 * math.sqrt(float(picture[0][inside].mean()) / white)
-        assert added.std().item() == pytest.approx(expected, rel=0.05)
+@pytest.mark.parametrize(("levels", "white"), [(3, 4), (4, 4), (5, 8), (64, 64), (171, 256)])
+def test_poisson_noise_counts_the_levels_of_each_picture(levels, white):
+    chosen = np.linspace(50, 220, levels).round() / 255
+    picture = np.random.default_rng(0).choice(chosen, (1, 3, 100, 100))
+    batch = torch.cat([torch.from_numpy(picture).float(), three_levels(1)])
+    noisy = Noise("poisson", (0.05, 0.05), (False, False), seed=1).apply(batch)
+    added = (noisy - batch)[0].double()
+    assert added.std().item() == pytest.approx(0.05 * math.sqrt(picture.mean() / white), rel=0.05)
 
 
 def test_strength_scales_poisson_noise():
