@@ -1,6 +1,7 @@
 """From the configuration to a trainer: which networks, and the weights that they start from."""
 
 import os
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -17,8 +18,10 @@ from pipeline.training.discriminator import load_discriminator, new_discriminato
 from pipeline.training.losses import Perceptual
 from pipeline.training.trainer import Critics, Place, Trainer
 
-# He's initialisation is too strong for sums of many blocks (X. Wang et al., "ESRGAN", 2018).
-_DENSE_GAIN = 0.1
+# He's initialisation is too strong for sums of many blocks (X. Wang et al., "ESRGAN", 2018), and
+# for a network that begins as an enlargement of its input.
+_GAIN = 0.1
+_PRELU = 0.25  # torch's first slope
 _DISCRIMINATOR = 0x64  # sets its first weights apart from others of the same seed
 
 
@@ -67,16 +70,30 @@ def _initialised(shape: Shape, seed: int) -> Generator:
     """The same weights for the same seed; torch's own randomness is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if not isinstance(shape, RRDBNetShape):
-            return SRVGGNetCompact(shape)
-        network = RRDBNet(shape)
-        for module in network.body.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight)
-                module.weight.data.mul_(_DENSE_GAIN)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        return network
+        if isinstance(shape, RRDBNetShape):
+            network = RRDBNet(shape)
+            _he(_convolutions(network.body), slope=0, gain=_GAIN)
+            return network
+        compact = SRVGGNetCompact(shape)
+        # With torch's own, a plain stack of 14 lets a thousandth of its input through: in 500 steps
+        # it learnt nothing.
+        *stack, last = _convolutions(compact.body)
+        _he(stack, slope=_PRELU)
+        _he([last], slope=1, gain=_GAIN)
+        return compact
+
+
+def _convolutions(network: nn.Module) -> list[nn.Conv2d]:
+    return [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+
+
+def _he(convolutions: Iterable[nn.Conv2d], *, slope: float, gain: float = 1) -> None:
+    """K. He et al., "Delving Deep into Rectifiers" (2015)."""
+    for convolution in convolutions:
+        nn.init.kaiming_normal_(convolution.weight, a=slope)
+        convolution.weight.data.mul_(gain)
+        if convolution.bias is not None:
+            nn.init.zeros_(convolution.bias)
 
 
 def _take_over(network: Generator, started: Generator) -> None:

@@ -258,5 +258,5 @@ def _place(config: TrainConfig, device: str, cores: float) -> Place:
         # Ray gives workers that ask for no CPU one thread.
         torch.set_num_threads(config.workers.threads or max(1, int(cores) // world))
     where = ray.train.torch.get_device() if device == "cuda" else torch.device("cpu")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+
     return Place(where, context.get_world_rank(), world)
