@@ -73,9 +73,9 @@ class Checkpoints:
     def save_part(self, trainer: Trainer) -> dict[str, str]:
         """One worker's part of a checkpoint: the sha256 of what it published, by name."""
         place, slot = trainer.place, self._slot()
-        files = {f"pools-{place.rank}.safetensors": save_tensors(_pools(trainer))}
+        files = {f"pools-{place.rank}.safetensors": save_tensors(pools(trainer))}
         if place.rank == 0:
-            files["networks.safetensors"] = save_tensors(_networks(trainer))
+            files["networks.safetensors"] = save_tensors(networks(trainer))
         for name, data in files.items():
             self.store.publish(storage.join(self._root, f"{slot}/{name}"), data)
         return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
@@ -95,14 +95,16 @@ class Checkpoints:
         if facts is None:
             return False
         _restore_networks(trainer, self._read(facts, "networks.safetensors"))
-        pools = dict[str, Tensor]()
+        held = dict[str, Tensor]()
         for name in facts["files"]:
             if name.startswith("pools-"):  # lanes are shared out anew: workers may have changed
-                pools |= self._read(facts, name)
+                held |= self._read(facts, name)
         for lane, pool in trainer.pools.items():
-            held = _below(pools, f"{lane}.")
-            on_device = {name: tensor.to(trainer.place.device) for name, tensor in held.items()}
-            pool.load_state_dict({"fill": len(held["targets"]) if held else 0, **on_device})
+            pairs = {
+                name: tensor.to(trainer.place.device)
+                for name, tensor in _below(held, f"{lane}.").items()
+            }
+            pool.load_state_dict({"fill": len(pairs["targets"]) if pairs else 0, **pairs})
         trainer.step = facts["step"]
         return True
 
@@ -137,7 +139,8 @@ def export(trainer: Trainer, facts: Mapping[str, str]) -> dict[str, bytes]:
     }
 
 
-def _networks(trainer: Trainer) -> dict[str, Tensor]:
+def networks(trainer: Trainer) -> dict[str, Tensor]:
+    """Weights and moments, the same in all workers, by unique names; on the CPU."""
     tensors = _prefixed("generator.", _state(trainer.generator))
     tensors |= _prefixed("averaged.", _state(trainer.averaged))
     tensors |= _prefixed("adam.", _moments(trainer.adam, trainer.generator))
@@ -158,7 +161,8 @@ def _restore_networks(trainer: Trainer, tensors: Mapping[str, Tensor]) -> None:
         _restore_moments(trainer.adam_d, discriminator, _below(tensors, "adam_d."))
 
 
-def _pools(trainer: Trainer) -> dict[str, Tensor]:
+def pools(trainer: Trainer) -> dict[str, Tensor]:
+    """The pairs that the trainer's lanes hold, by lane; on the CPU."""
     tensors = dict[str, Tensor]()
     for lane, pool in trainer.pools.items():
         held = {name: value for name, value in pool.state_dict().items() if name != "fill"}
