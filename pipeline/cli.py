@@ -33,7 +33,11 @@ def train(arguments: Sequence[str]) -> int:
     from pipeline.training.config import TrainConfig
 
     asked = TrainConfig.parse(arguments)
-    from pipeline.training import loop
+    try:
+        from pipeline.training import loop
+    except ModuleNotFoundError as error:
+        remedy = "pip install 'remaster-ray[train]'"
+        raise ConfigError(f"training needs {error.name} besides: {remedy}") from error
 
     return loop.run(asked)
 
@@ -94,9 +98,9 @@ def _read(file: str) -> bytes:
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "upscale": upscale,
     "train": train,
+    "evaluate": evaluate,
     "models": models,
     "benchmark": benchmark,
-    "evaluate": evaluate,
 }
 
 

@@ -11,6 +11,7 @@ from pipeline import config
 from pipeline.config import UpscaleConfig
 from pipeline.errors import ConfigError
 from pipeline.settings import Section
+from pipeline.training.config import TrainConfig
 
 REQUIRED = ["--manifest", "in", "--output", "out"]
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,18 +84,61 @@ def test_help_lists_every_key(capsys):
     assert [key for key in keys if f"--{key.replace('_', '-')}" not in shown] == []
 
 
-def test_the_reference_holds_every_key_with_its_default():
-    file = ROOT / "configs" / "reference.yaml"
-    assert file.read_text() == UpscaleConfig.reference(), "run `make reference`"
+@pytest.mark.parametrize(
+    ("kind", "name", "required"),
+    [
+        (UpscaleConfig, "reference.yaml", ("manifest", "output")),
+        (TrainConfig, "train/reference.yaml", ("images", "output")),
+    ],
+)
+def test_the_reference_holds_every_key_with_its_default(kind, name, required):
+    file = ROOT / "configs" / name
+    assert file.read_text() == kind.reference(), "run `make reference`"
     values = yaml.safe_load(file.read_text())
-    defaults = UpscaleConfig(manifest="", output="").model_dump(mode="json")
+    asked = dict.fromkeys(required, "")
+    defaults = kind(**asked).model_dump(mode="json")
     del defaults["config"]
-    assert {**values, "manifest": "", "output": ""} == defaults
+    assert {**values, **asked} == defaults
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs" / "upscale").glob("*.yaml")), ids=str)
 def test_every_shipped_configuration_loads(file):
     assert UpscaleConfig.load(str(file), {"manifest": "in", "output": "out"}).manifest == "in"
+
+
+def test_a_setting_of_the_second_round_leaves_its_others_alone():
+    blur = {"second": {"blur": {"sinc": 0.2}}}
+    asked = TrainConfig.load(None, TRAINING | {"degradation": blur}).degradation.second
+    assert (asked.blur.sinc, asked.blur.sigma, asked.blur.probability) == (0.2, (0.2, 1.5), 0.8)
+    assert (asked.resize.factors, asked.noise.sigma) == ((0.3, 1.2), (1, 25))
+
+
+TRAINING = {"images": "in", "output": "out"}
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs" / "train").glob("*.yaml")), ids=str)
+def test_every_shipped_training_loads(file):
+    assert TrainConfig.load(str(file), TRAINING).images == "in"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"batch": 10}, "batch 10 is no multiple of lane 12"),
+        ({"workers": {"count": 3}}, "4 lanes .* evenly by 3 workers"),
+        ({"pool": 100}, "pool 100 is no multiple of lane 12"),
+        ({"crops": {"side": 100}}, "crops.target 256 is larger than crops.side 100"),
+        ({"crops": {"scales": [2]}}, "crops.scales.0: .*less than or equal to 1"),
+        ({"deadline": "5"}, "a duration is a number with s, m, h or d"),
+        ({"degradation": {"first": {"jpeg_quality": [95, 30]}}}, "least value 95 is above"),
+        ({"degradation": {"first": {"blur": {"sizes": [8, 21]}}}}, "8 to 21 are not odd"),
+        ({"degradation": {"second": {"blur": {"kinds": {"iso": 0.4}}}}}, "sum is 0.4, not 1"),
+        ({"degradation": {"second": {"resize": {"factors": [2, 3]}}}}, "have 1 between them"),
+    ],
+)
+def test_trainings_that_cannot_be_are_refused_with_the_numbers(values, words):
+    with pytest.raises(ConfigError, match=words):
+        TrainConfig.load(None, TRAINING | values)
 
 
 def test_saved_configurations_hold_no_secret():

@@ -4,14 +4,29 @@ X. Wang et al., "Real-ESRGAN: Training Real-World Blind Super-Resolution with Pu
 (2021), with the values of its released YAML files where the paper says otherwise.
 """
 
-from typing import Any, Literal
+import math
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from pipeline.config import Scan, StorageSection
 from pipeline.settings import CommandConfig, Section
 
-Range = tuple[float, float]
+
+def _ordered(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:
+        raise ValueError(f"the least value {value[0]:g} is above the greatest {value[1]:g}")
+    return value
+
+
+def _sums_to_1(values: Iterable[float]) -> None:
+    total = math.fsum(values)
+    if min(values, default=0) < 0 or not math.isclose(total, 1):
+        raise ValueError(f"the probabilities' sum is {total:g}, not 1")
+
+
+Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
 """Least and greatest value of a uniform distribution."""
 BlurKind = Literal[
     "iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso"
@@ -48,6 +63,18 @@ class Blur(Section):
         default=0.1, ge=0, le=1, description="probability of a sinc kernel instead of these"
     )
 
+    @model_validator(mode="after")
+    def _possible(self) -> "Blur":
+        least, greatest = self.sizes
+        if not (1 <= least <= greatest and least % 2 == greatest % 2 == 1):
+            raise ValueError(f"sizes {least} to {greatest} are not odd and in this order")
+        _sums_to_1(list(self.kinds.values()))
+        for name in ("generalized_beta", "plateau_beta"):
+            low, high = getattr(self, name)
+            if not 0 < low <= 1 <= high:
+                raise ValueError(f"{name} {low:g} to {high:g} must be above 0 and have 1 in it")
+        return self
+
 
 class Resize(Section):
     """Enlargement or reduction, one for a lane."""
@@ -57,8 +84,23 @@ class Resize(Section):
     )
     factors: Range = Field(default=(0.15, 1.5), description="least and greatest factor")
     modes: tuple[ResizeMode, ...] = Field(
-        default=("area", "bilinear", "bicubic"), description="interpolations, equally likely"
+        default=("area", "bilinear", "bicubic"),
+        min_length=1,
+        description="interpolations, equally likely",
     )
+
+    @field_validator("probabilities")
+    @classmethod
+    def _whole(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
+        _sums_to_1(value)
+        return value
+
+    @field_validator("factors")
+    @classmethod
+    def _around_1(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= 1 <= value[1]:
+            raise ValueError("the factors must be above 0 and have 1 between them")
+        return value
 
 
 class Noise(Section):
@@ -83,6 +125,39 @@ class Order(Section):
     jpeg_quality: Range = Field(default=(30, 95), description="of JPEG compression, 4:2:0")
 
 
+# Classes and not values: a setting of the second round must not bring the first one's others along.
+class SecondBlur(Blur):
+    """Convolution with a kernel drawn for each picture, weaker."""
+
+    probability: float = Field(default=0.8, ge=0, le=1, description="that a lane is blurred at all")
+    sigma: Range = Field(default=(0.2, 1.5), description="standard deviation along an axis, pixels")
+
+
+class SecondResize(Resize):
+    """Enlargement or reduction, one for a lane, relative to the final size."""
+
+    probabilities: tuple[float, float, float] = Field(
+        default=(0.3, 0.4, 0.3), description="of enlarging, reducing and keeping"
+    )
+    factors: Range = Field(default=(0.3, 1.2), description="least and greatest factor")
+
+
+class SecondNoise(Noise):
+    """Gaussian or Poisson noise, weaker."""
+
+    sigma: Range = Field(default=(1, 25), description="of Gaussian noise, in levels of 255")
+    poisson_scale: Range = Field(default=(0.05, 2.5), description="of Poisson noise")
+
+
+class SecondOrder(Order):
+    """The second round."""
+
+    # Sections are frozen, which pyright does not learn from their configuration.
+    blur: SecondBlur = SecondBlur()  # pyright: ignore[reportIncompatibleVariableOverride]
+    resize: SecondResize = SecondResize()  # pyright: ignore[reportIncompatibleVariableOverride]
+    noise: SecondNoise = SecondNoise()  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
 class Degradation(Section):
     """How low-resolution pictures are made."""
 
@@ -94,11 +169,7 @@ class Degradation(Section):
         "antialiased) and nothing else",
     )
     first: Order = Order()
-    second: Order = Order(
-        blur=Blur(probability=0.8, sigma=(0.2, 1.5)),
-        resize=Resize(probabilities=(0.3, 0.4, 0.3), factors=(0.3, 1.2)),
-        noise=Noise(sigma=(1, 25), poisson_scale=(0.05, 2.5)),
-    )
+    second: SecondOrder = SecondOrder()
     final_sinc: float = Field(
         default=0.8, ge=0, le=1, description="probability of the sinc filter at the end"
     )
@@ -114,8 +185,9 @@ class Crops(Section):
     hflip: float = Field(default=0.5, ge=0, le=1, description="probability of mirroring")
     vflip: float = Field(default=0, ge=0, le=1, description="probability of turning over")
     transpose: float = Field(default=0, ge=0, le=1, description="probability of transposing")
-    scales: tuple[float, ...] = Field(
+    scales: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         default=(1, 0.75, 0.5, 1 / 3),
+        min_length=1,
         description="reductions that a picture is seen at, equally likely",
     )
     shortest: int | None = Field(

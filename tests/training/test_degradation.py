@@ -191,13 +191,14 @@ def test_the_last_steps():
 
 
 def test_another_recipe_is_followed():
-    order = config.Order(
-        blur=config.Blur(probability=0),
-        resize=config.Resize(probabilities=(0, 0, 1), modes=("area",)),
-        noise=config.Noise(gaussian=0, poisson_scale=(0.5, 0.5), gray=1),
-        jpeg_quality=(70, 70),
-    )
-    recipe = config.Degradation(first=order, second=order, final_sinc=0)
+    order = {
+        "blur": {"probability": 0},
+        "resize": {"probabilities": (0, 0, 1), "modes": ("area",)},
+        "noise": {"gaussian": 0, "poisson_scale": (0.5, 0.5), "gray": 1},
+        "jpeg_quality": (70, 70),
+    }
+    values = {"first": order, "second": order, "final_sinc": 0}
+    recipe = config.Degradation.model_validate(values)
     drawn = draw(np.random.default_rng(0), recipe, count=2, height=64, width=40, scale=2)
     counts = Counter(type(step) for step in drawn.steps)
     assert counts == {Resize: 3, Noise: 2, Jpeg: 2, Blur: 1}
