@@ -47,6 +47,24 @@ def trial(process_s, work_s, device_s, peak_bytes=5_000_000):
     return Trial(work, process_s, 7_000_000)
 
 
+# -------------------------------------------------------------------------------------- training
+
+
+def test_a_training_is_measured_in_both_stages(tmp_path, small_model, capsys):
+    facts = tmp_path / "facts.json"
+    flags = ["--model", str(small_model), "--device", "cpu", "--json", str(facts)]
+    flags += ["--count", "2", "--size", "32x32", "--repeats", "1"]
+    assert cli.run("benchmark", ["--train", *flags]) == 0
+    made = json.loads(facts.read_text())
+    assert [row["stage"] for row in made["trainings"]] == ["net", "gan"]
+    for row in made["trainings"]:
+        assert 0 < row["data_s"] < 100
+        assert row["steps_per_s"] == 1 / row["step_s"]
+        per_step = 3 * 2 * 16**2 * flop_per_pixel(SRVGGShape(features=8, convs=2, scale=2))
+        assert row["flop_per_s"] == pytest.approx(per_step / row["step_s"])
+    assert "steps/s (fp32)" in capsys.readouterr().out
+
+
 # ------------------------------------------------------------------------------- plain and tiles
 
 

@@ -62,8 +62,16 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="the plain loop alone, over --manifest and with PNG files in --output: the yardstick",
     )
     alone.add_argument(
+        "--train",
+        action="store_const",
+        const="train",
+        dest="only",
+        help="steps of a training of the model: --count pictures each, targets of --size, "
+        "--repeats timed steps of each stage",
+    )
+    alone.add_argument(
         "--only",
-        choices=("plain", "tiles", "engine", "survey"),
+        choices=("plain", "tiles", "engine", "survey", "train"),
         help="one part alone, as a comparison starts it",
     )
     return _complete(parser.parse_args(arguments))
@@ -127,6 +135,17 @@ def _alone(asked: argparse.Namespace) -> dict[str, Any]:
         from pipeline.benchmark.survey import survey
 
         return survey(network.shape, device=device, precisions=asked.precision or [])
+    if asked.only == "train":
+        from pipeline.benchmark import training
+
+        return training.measure(
+            network,
+            device=device,
+            asked=asked.precision[0] if asked.precision else None,
+            lane=asked.count,
+            side=int(asked.size[0].partition("x")[0]),
+            steps=asked.repeats,
+        )
     if asked.only == "engine":
         precision = (asked.precision or ["fp32"])[0]
         work = contender.engine(network, sources, device=device, precision=precision)

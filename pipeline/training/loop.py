@@ -233,21 +233,20 @@ def work(told: Mapping[str, Any]) -> None:
                 for text in record.see(losses, reader.skipped, last=last):
                     line.say(text)
             if last or trainer.step % config.save_every == 0:
-                save(trainer, checkpoints)
-                if record is not None:
-                    record.publish()
+                save(trainer, checkpoints, record)
     if record is not None:
         record.close()
 
 
-def save(trainer: Trainer, checkpoints: Checkpoints) -> None:
+def save(trainer: Trainer, checkpoints: Checkpoints, record: Record | None) -> None:
     """A checkpoint of all workers: it counts when every one of them has published its part."""
     files = checkpoints.save_part(trainer)
     if trainer.place.world > 1:
         parts: list[Any] = [None] * trainer.place.world
         torch.distributed.all_gather_object(parts, files)
         files = {name: sha256 for part in parts for name, sha256 in part.items()}
-    if trainer.place.rank == 0:
+    if record is not None:  # before it counts: the last export must not be missed
+        record.publish()
         checkpoints.complete(trainer.step, files)
 
 

@@ -77,7 +77,7 @@ class Trainer:
         crops: of this worker's lanes, in their order. stop: this worker's wish. Returns the losses,
         means over its lanes, and whether any worker wants to stop.
         """
-        pairs = [self._pair(lane, next(crops)) for lane in self.pools]
+        pairs = self.pairs(crops)
         self._set_rate()
         if self.critics is not None:
             self.critics.discriminator.iterate()
@@ -98,6 +98,13 @@ class Trainer:
         return _mean([values for values, _ in said]) | judged, stop
 
     # ------------------------------------------------------------------------------------- data
+
+    def pairs(self, crops: Iterator[Crops]) -> list[tuple[Tensor, Tensor]]:
+        """Targets and inputs of each of this worker's lanes, out of their pools.
+
+        Both float32 in [0, 1]: (n, 3, H, W) and (n, 3, H / scale, W / scale).
+        """
+        return [self._pair(lane, next(crops)) for lane in self.pools]
 
     def _pair(self, lane: int, crops: Crops) -> tuple[Tensor, Tensor]:
         """float32 targets (n, 3, H, W) and inputs (n, 3, H / scale, W / scale) in [0, 1]."""
