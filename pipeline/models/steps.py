@@ -16,8 +16,7 @@ def forward(network: nn.Module, graph: Graph, x_bchw: Tensor) -> Tensor:
     that is on, residuals in float32. Returns float32.
     """
     weights = dict(network.named_parameters())
-    kind = x_bchw.device.type
-    cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    cast = _autocast(x_bchw.device.type)
     values: list[Tensor | None] = [x_bchw]
     for step, level, spent in zip(graph.steps, graph.levels[1:], graph.spent, strict=True):
         dtype = cast or weights[f"{step.conv}.weight"].dtype
@@ -30,6 +29,13 @@ def forward(network: nn.Module, graph: Graph, x_bchw: Tensor) -> Tensor:
     result = values[-1]
     assert result is not None
     return result.float()
+
+
+def _autocast(kind: str) -> torch.dtype | None:
+    """The dtype that convolutions are cast to on this kind of device; None where they are not."""
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return None
 
 
 def concatenated(values: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
