@@ -85,8 +85,12 @@ def _carry_out(
             ),
         )
         # In a thread: in the main one Ray would take the signals for itself.
-        with _stoppable() as stop, ThreadPoolExecutor(1) as thread:
-            _follow(thread.submit(trainer.fit), line, stop)
+        thread = ThreadPoolExecutor(1)
+        try:
+            with _stoppable() as stop:
+                _follow(thread.submit(trainer.fit), line, stop)
+        finally:
+            thread.shutdown(wait=False)  # after a second signal it ends with Ray
 
 
 def _follow(fit: Future[Any], line: "Line", stop: Event) -> None:

@@ -50,6 +50,9 @@ class Record:
             yield self._tell(skipped)
         if self._cases and (last or step % config.validation.every == 0):
             yield self._validate()
+        if last and skipped:
+            uri, reason = next(iter(skipped.items()))
+            yield f"{len(skipped)} pictures could not be used, such as {uri}: {reason}"
 
     def _tell(self, skipped: Mapping[str, str]) -> str:
         """Means since the last line."""
