@@ -38,16 +38,19 @@ SMALL = {
 def asked(tmp_path):
     """A configuration file, and what it says: eleven pictures, of which one is validated."""
     pictures(tmp_path / "in", 11)
-    values = {**SMALL, "images": str(tmp_path / "in"), "output": str(tmp_path / "out")}
+    # Relative, as people type it: the workers have working directories of their own.
+    values = {**SMALL, "images": "in", "output": "out"}
     file = tmp_path / "train.yaml"
     file.write_text(json.dumps(values))
-    return file, TrainConfig.load(str(file), {})
+    here = {name: str(tmp_path / values[name]) for name in ("images", "output")}
+    return file, TrainConfig.load(str(file), here)
 
 
 def train(runs, file, *more):
     return subprocess.Popen(
         [sys.executable, str(ROOT / "jobs" / "train.py"), "--config", str(file), *more],
         env=runs.env(),
+        cwd=file.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -1,5 +1,6 @@
 """The training: a driver that starts workers by Ray Train, and the loop that each of them runs."""
 
+import os
 import signal
 import tempfile
 import time
@@ -65,7 +66,7 @@ def _carry_out(
     counts = f"{len(found[0])} pictures to learn from, {len(found[1])} to validate with"
     print(f"{counts}; {config.workers.count} workers on {device}", flush=True)
     told = {
-        "config": config.model_dump(mode="json"),
+        "config": located(config).model_dump(mode="json"),
         "pictures": found,
         "device": device,
         "cores": cluster.cpus,
@@ -91,6 +92,19 @@ def _carry_out(
                 _follow(thread.submit(trainer.fit), line, stop)
         finally:
             thread.shutdown(wait=False)  # after a second signal it ends with Ray
+
+
+def located(config: TrainConfig) -> TrainConfig:
+    """With absolute paths: Ray Train gives each worker a working directory of its own."""
+    update: dict[str, Any] = {"output": storage.absolute(config.output)}
+    if config.start is not None and os.path.exists(os.path.expanduser(config.start)):
+        update["start"] = storage.absolute(config.start)  # else a name or a URI
+    if config.start_discriminator is not None:
+        update["start_discriminator"] = storage.absolute(config.start_discriminator)
+    if config.losses.vgg19 is not None:
+        file = storage.absolute(config.losses.vgg19)
+        update["losses"] = config.losses.model_copy(update={"vgg19": file})
+    return config.model_copy(update=update)
 
 
 def _follow(fit: Future[Any], line: "Line", stop: Event) -> None:
