@@ -141,6 +141,13 @@ def test_trainings_that_cannot_be_are_refused_with_the_numbers(values, words):
         TrainConfig.load(None, TRAINING | values)
 
 
+@pytest.mark.parametrize("written", ["off", "'off'"])
+def test_off_is_off_however_yaml_reads_it(tmp_path, written):
+    file = tmp_path / "train.yaml"
+    file.write_text(f"losses: {{perceptual: {written}}}\n")
+    assert TrainConfig.load(str(file), TRAINING).losses.perceptual == "off"
+
+
 def test_saved_configurations_hold_no_secret():
     options = {"key": "AKIA", "secret": "geheim", "token": "geheim", "anon": False}
     side = {"options": options, "endpoint": "http://store"}

@@ -199,7 +199,7 @@ class Losses(Section):
     """Weights of the generator's losses."""
 
     l1: float = Field(default=1.0, ge=0, description="weight of the mean absolute difference")
-    perceptual: float | Literal["off"] = Field(
+    perceptual: Annotated[float, Field(ge=0)] | Literal["off"] = Field(
         default=1.0, description="weight of VGG19's feature differences (stage gan); or off"
     )
     gan: float = Field(default=0.1, ge=0, description="weight of the discriminator's verdict")
@@ -209,6 +209,11 @@ class Losses(Section):
     sharpen: bool = Field(
         default=True, description="unsharp masking of the targets of l1 and perceptual"
     )
+
+    @field_validator("perceptual", mode="before")
+    @classmethod
+    def _as_typed(cls, value: object) -> object:
+        return "off" if value is False else value  # what YAML makes of a plain off
 
 
 class Adam(Section):
