@@ -234,11 +234,13 @@ def work(told: Mapping[str, Any]) -> None:
         line.say(f"goes on after step {trainer.step}")
     until = told["started"] + seconds(config.deadline) if config.deadline else float("inf")
     learnt_from, looked_at = told["pictures"]
-    scale, record = trainer.generator.shape.scale, None
+    shape, record = trainer.generator.shape, None
     source = Store(config.storage.source.fsspec_options())
-    reader = Reader(learnt_from, config, source, scale=scale)
+    reader = Reader(learnt_from, config, source, scale=shape.scale)
     if place.rank == 0:
-        cases = validation.cases(looked_at, config, scale=scale)
+        cases = validation.cases(looked_at, config, shape)
+        if len(cases) < len(looked_at):
+            line.say(f"{len(cases)} of {len(looked_at)} pictures to validate with can be used")
         record = Record(trainer, checkpoints, cases)
     steps = range(trainer.step, config.iterations)
     with closing(reader.ahead(steps, list(trainer.pools))) as crops:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from pipeline.images.image import Pixels
-from pipeline.models.layouts import Generator
+from pipeline.models.layouts import Generator, Shape
 from pipeline.storage import Store
 from pipeline.training import pictures, quality
 from pipeline.training.config import TrainConfig
@@ -45,11 +45,14 @@ def divide(found: Pictures, config: TrainConfig) -> tuple[Pictures, Pictures]:
     return _first(found, kept), Pictures(found.targets[kept:], rest)
 
 
-def cases(chosen: Pictures, config: TrainConfig, *, scale: int) -> list[Case]:
+def cases(chosen: Pictures, config: TrainConfig, shape: Shape) -> list[Case]:
     """The middle of each picture, degraded the same way in every validation.
 
-    Pictures that cannot be read, or are too small to be compared, are left out.
+    shape: of the generator that will enlarge them.
+    Pictures that cannot be read, that are too small to be compared, and pairs whose sizes do not
+    fit the scale are left out, as training skips them.
     """
+    scale = shape.scale
     store = Store(config.storage.source.fsspec_options())
     inputs = chosen.inputs or [None] * len(chosen)
     made = list[Case]()
@@ -59,7 +62,10 @@ def cases(chosen: Pictures, config: TrainConfig, *, scale: int) -> list[Case]:
             source = None if paired is None else pictures.read_rgb(paired, store)
         except pictures.UnusableError:
             continue
-        rows, columns = (_middle(n, config.validation.side, scale) for n in target.shape[:2])
+        size = target.shape[:2]
+        if source is not None and size != tuple(n * scale for n in source.shape[:2]):
+            continue
+        rows, columns = (_middle(n, config.validation.side, shape) for n in size)
         if min(rows.stop - rows.start, columns.stop - columns.start) * scale < WINDOW + 2 * scale:
             continue
         wide = tuple(slice(part.start * scale, part.stop * scale) for part in (rows, columns))
@@ -102,10 +108,10 @@ def _first(found: Pictures, count: int) -> Pictures:
     return replace(found, targets=found.targets[:count], inputs=inputs)
 
 
-def _middle(length: int, side: int, scale: int) -> slice:
-    """Of the input, `side` target pixels long at the most."""
-    taken = min(length, side) // scale
-    start = (length // scale - taken) // 2
+def _middle(length: int, side: int, shape: Shape) -> slice:
+    """Of the input, `side` target pixels long at the most, as many as the generator takes."""
+    taken = min(length, side) // (shape.scale * shape.multiple) * shape.multiple
+    start = (length // shape.scale - taken) // 2
     return slice(start, start + taken)
 
 
