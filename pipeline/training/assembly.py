@@ -26,9 +26,14 @@ _DISCRIMINATOR = 0x64  # sets its first weights apart from others of the same se
 
 
 def build(config: TrainConfig, place: Place) -> Trainer:
-    """A trainer at its first step. Raises ConfigError for weights that cannot be had."""
+    """A trainer at its first step.
+
+    Raises ConfigError for weights that cannot be had, and for crops that the generator cannot take.
+    """
+    network = generator(config)
+    _check_crops(config, network.shape)
     critics = _critics(config) if config.stage == "gan" else None
-    return Trainer(config, generator(config), place, critics)
+    return Trainer(config, network, place, critics)
 
 
 def generator(config: TrainConfig) -> Generator:
@@ -44,6 +49,22 @@ def generator(config: TrainConfig) -> Generator:
     if started is not None:
         _take_over(network, started)
     return network
+
+
+def _check_crops(config: TrainConfig, shape: Shape) -> None:
+    if (shape.in_channels, shape.out_channels) != (3, 3):
+        raise ConfigError(
+            f"the generator makes {shape.out_channels} channels of {shape.in_channels}; training "
+            "is on RGB, 3 of 3 (generator, start)"
+        )
+    sides = {"target": shape.scale * shape.multiple, "side": shape.scale}
+    for name, factor in sides.items():
+        side: int = getattr(config.crops, name)
+        if side % factor:
+            raise ConfigError(
+                f"crops.{name} {side} is no multiple of {factor}, of which the generator (x"
+                f"{shape.scale}, inputs in multiples of {shape.multiple}) makes its inputs"
+            )
 
 
 def _shape(config: TrainConfig, started: Generator | None) -> Shape:

@@ -209,6 +209,21 @@ def test_a_start_of_another_shape_gives_what_fits(tmp_path):
         assembly.generator(config(start=str(tmp_path / "x4.pth")))
 
 
+@pytest.mark.parametrize(
+    ("generator", "sizes", "words"),
+    [
+        ({"scale": 4}, {"side": 48, "target": 34}, "crops.target 34 is no multiple of 4"),
+        ({"scale": 3}, {"side": 400, "target": 33}, "crops.side 400 is no multiple of 3"),
+        ({"in_channels": 1}, {}, "3 channels of 1; training is on RGB"),
+    ],
+)
+def test_crops_that_a_generator_cannot_take_are_refused(generator, sizes, words):
+    compact = {"architecture": "SRVGGNetCompact", "features": 8, "convs": 2, "scale": 2}
+    asked = config(generator=compact | generator, crops={"side": 48, "target": 32} | sizes)
+    with pytest.raises(ConfigError, match=words):
+        assembly.build(asked, Place(torch.device("cpu")))
+
+
 def test_who_says_neither_generator_nor_start_is_asked():
     with pytest.raises(ConfigError, match="what is to be trained"):
         assembly.generator(config(generator={}))
