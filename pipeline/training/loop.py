@@ -77,7 +77,7 @@ def _carry_out(
         trainer = ray.train.torch.TorchTrainer(
             work,
             train_loop_config=told,
-            scaling_config=_scaling(config, device),
+            scaling_config=scaling(config, device, cluster),
             # Checkpoints are ours (`state`): this folder only has what Ray notes of itself.
             run_config=RunConfig(
                 storage_path=folder,
@@ -125,14 +125,29 @@ def _follow(fit: Future[Any], line: "Line", stop: Event) -> None:
         raise FatalError(str(error)) from error
 
 
-def _scaling(config: TrainConfig, device: str) -> ScalingConfig:
+def scaling(config: TrainConfig, device: str, cluster: Cluster) -> ScalingConfig:
+    """What Ray is asked for. Raises ConfigError where it would wait for that for ever."""
     workers = config.workers
     gpus = workers.gpus if workers.gpus is not None else float(device == "cuda")
     cpus = 1.0 if workers.cpus is None else workers.cpus
+    room = sum(_room(node, (cpus, gpus)) for node in cluster.nodes)
+    if room < workers.count:
+        wanted = f"{workers.count} workers of {cpus:g} CPUs and {gpus:g} GPUs are asked for"
+        there = f"{cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs are there, room for {room:g}"
+        if cluster.local:
+            raise ConfigError(f"{wanted}, {there} (workers.count, workers.cpus, device)")
+        print(f"{wanted}, {there}: waiting for the cluster to grow", flush=True)
     return ScalingConfig(
         num_workers=workers.count,
         use_gpu=gpus > 0,
         resources_per_worker={"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus},
+    )
+
+
+def _room(there: tuple[float, float], wanted: tuple[float, float]) -> float:
+    """Workers that a node can hold. there, wanted: CPUs and GPUs."""
+    return min(
+        has // asks if asks else float("inf") for has, asks in zip(there, wanted, strict=True)
     )
 
 

@@ -2,8 +2,11 @@
 
 import os
 
+import pytest
 from small import config
 
+from pipeline.cluster import Cluster
+from pipeline.errors import ConfigError
 from pipeline.training import loop
 
 
@@ -26,3 +29,24 @@ def test_workers_find_the_drivers_files_from_anywhere(tmp_path, monkeypatch):
 def test_a_name_of_the_zoo_stays_a_name():
     assert not os.path.exists("realesr-animevideov3")
     assert loop.located(config(start="realesr-animevideov3")).start == "realesr-animevideov3"
+
+
+@pytest.mark.parametrize(
+    ("workers", "device", "room"),
+    [({"count": 4}, "cpu", 2), ({"cpus": 3}, "cpu", 0), ({}, "cuda", 0)],
+)
+def test_workers_that_a_machine_cannot_hold_are_refused_and_a_cluster_may_grow(
+    workers, device, room, capsys
+):
+    asked = config(workers=workers, batch=8)
+    with pytest.raises(ConfigError, match=rf"2 CPUs and 0 GPUs are there, room for {room} \("):
+        loop.scaling(asked, device, Cluster(local=True, nodes=((2.0, 0.0),)))
+    loop.scaling(asked, device, Cluster(local=False, nodes=((2.0, 0.0),)))
+    assert f"room for {room}: waiting" in capsys.readouterr().out
+
+
+def test_ray_is_asked_for_what_there_is_room_for(capsys):
+    two_nodes = Cluster(local=False, nodes=((8.0, 1.0), (8.0, 1.0)))
+    asked = loop.scaling(config(workers={"count": 2}), "cuda", two_nodes)
+    assert (asked.num_workers, asked.resources_per_worker) == (2, {"CPU": 1.0, "GPU": 1.0})
+    assert capsys.readouterr().out == ""
