@@ -42,7 +42,7 @@ def run(config: TrainConfig) -> int:
     started = time.time()
     try:
         found, looked_at = validation.divide(pictures.find(config), config)
-        checkpoints = _checkpoints(config)
+        checkpoints = Checkpoints.of(config)
         checkpoints.settle(config)
         assembly.build(config, Place(torch.device("cpu")))  # what cannot be had is known here
     except OSError as error:  # a store that does not answer, or not to us
@@ -53,6 +53,7 @@ def run(config: TrainConfig) -> int:
             _carry_out(config, (found, looked_at), cluster, started)
         finally:
             ray.shutdown()
+            checkpoints.store.sweep()  # what a killed worker was publishing
     step = _step(checkpoints)
     model = storage.join(config.output, "model.safetensors")
     print(f"step {step} of {config.iterations}, generator {model}")
@@ -168,11 +169,6 @@ def _stoppable() -> Generator[Event]:
             signal.signal(number, handler)
 
 
-def _checkpoints(config: TrainConfig) -> Checkpoints:
-    store = Store(config.storage.output.fsspec_options())
-    return Checkpoints(store, storage.absolute(config.output), keep=config.keep)
-
-
 def _step(checkpoints: Checkpoints) -> int:
     latest = checkpoints.latest()
     return latest["step"] if latest else 0
@@ -244,7 +240,7 @@ def work(told: Mapping[str, Any]) -> None:
     config = TrainConfig.model_validate(told["config"])
     line: Line = told["line"]
     place = _place(config, told["device"], told["cores"])
-    trainer, checkpoints = assembly.build(config, place), _checkpoints(config)
+    trainer, checkpoints = assembly.build(config, place), Checkpoints.of(config)
     if checkpoints.restore(trainer) and place.rank == 0:
         line.say(f"goes on after step {trainer.step}")
     until = told["started"] + seconds(config.deadline) if config.deadline else float("inf")

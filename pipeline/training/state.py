@@ -44,6 +44,15 @@ class Checkpoints:
         self.store, self.output, self._keep = store, output, keep
         self._root = storage.join(output, "checkpoints")
 
+    @classmethod
+    def of(cls, config: TrainConfig) -> "Checkpoints":
+        """Those at the configured output. Local files are staged in one folder below it."""
+        output = storage.absolute(config.output)
+        local = storage.is_local(output)
+        staging = storage.join(output, storage.STAGING) if local else None
+        store = Store(config.storage.output.fsspec_options(), staging=staging)
+        return cls(store, output, keep=config.keep)
+
     def settle(self, config: TrainConfig) -> None:
         """Notes what the training is. Raises ConfigError where the output has another one."""
         uri = storage.join(self.output, "config.yaml")

@@ -147,6 +147,17 @@ def test_an_output_holds_one_training(tmp_path):
         kept.settle(config(seed=2))
 
 
+def test_nothing_temporary_is_left_behind(tmp_path):
+    asked = config(output=str(tmp_path))
+    kept = Checkpoints.of(asked)
+    kept.complete(0, kept.save_part(trainer(asked)))
+    killed = tmp_path / ".staging" / f"{0:032x}.part"
+    killed.write_bytes(b"half of a checkpoint")
+    Checkpoints.of(asked).store.sweep()
+    assert sorted(file.name for file in tmp_path.rglob(".*")) == []
+    assert Checkpoints.of(asked).restore(trainer(asked))
+
+
 def in_a_group(rank, world, folder, stage):
     """One of the workers; the first one leaves its networks behind."""
     torch.set_num_threads(1)
