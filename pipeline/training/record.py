@@ -43,12 +43,17 @@ class Record:
     def see(
         self, losses: Mapping[str, Tensor], skipped: Mapping[str, str], *, last: bool
     ) -> Iterator[str]:
-        """A step's losses; every now and then lines for people."""
+        """A step's losses; every now and then lines for people.
+
+        last: of this run. One that was told to stop has no time to validate.
+        Raises FatalError when the losses are no numbers any more.
+        """
         config, step = self._trainer.config, self._trainer.step
+        finished = step == config.iterations
         self._losses.append(losses)
         if last or step % config.log_every == 0:
             yield self._tell(skipped)
-        if self._cases and (last or step % config.validation.every == 0):
+        if self._cases and (finished or step % config.validation.every == 0):
             yield self._validate()
         if last and skipped:
             uri, reason = next(iter(skipped.items()))
