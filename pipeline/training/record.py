@@ -8,6 +8,7 @@
 
 import hashlib
 import json
+import math
 import resource
 import tempfile
 import time
@@ -20,6 +21,7 @@ from tensorboardX import SummaryWriter
 from torch import Tensor
 
 from pipeline import storage
+from pipeline.errors import FatalError
 from pipeline.training import state, validation
 from pipeline.training.state import Checkpoints
 from pipeline.training.trainer import Trainer
@@ -62,14 +64,25 @@ class Record:
     def _tell(self, skipped: Mapping[str, str]) -> str:
         """Means since the last line."""
         seconds, count = time.monotonic() - self._since, len(self._losses)
-        values = {
-            name: torch.stack([step[name] for step in self._losses]).mean().item()
-            for name in self._losses[0]
-        }
+        values = self._means()
         values |= {"steps_per_s": count / seconds, "memory_mb": self._memory() / 1e6}
         values |= {"rate": self._trainer.adam.param_groups[0]["lr"], "skipped": len(skipped)}
         self._losses, self._since = [], time.monotonic()
         return self._note(values)
+
+    def _means(self) -> dict[str, float]:
+        """Raises FatalError when one is no number: all weights follow within a step."""
+        means = {
+            name: torch.stack([step[name] for step in self._losses]).mean().item()
+            for name in self._losses[0]
+        }
+        wrong = [name for name, value in means.items() if not math.isfinite(value)]
+        if wrong:
+            raise FatalError(
+                f"the training diverged: {', '.join(wrong)} not finite at step "
+                f"{self._trainer.step}; the last checkpoint stands (adam.rate)"
+            )
+        return means
 
     def _validate(self) -> str:
         """Measures and draws the averaged generator on the cases."""
@@ -82,7 +95,9 @@ class Record:
         return self._note({f"val_{name}": value for name, value in values.items()})
 
     def publish(self) -> None:
-        """Metrics so far, and the generator as it is."""
+        """Metrics so far, and the generator as it is. Raises FatalError when it diverged."""
+        if self._losses:
+            self._means()
         lines = "".join(json.dumps(line) + "\n" for line in self._lines)
         self._publish("metrics.jsonl", lines.encode(), _JSONL)
         self._board.flush()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from small import advance, config, trainer
 
+from pipeline.errors import FatalError
 from pipeline.training.record import Record
 from pipeline.training.state import Checkpoints
 from pipeline.training.validation import Case
@@ -49,3 +50,19 @@ def test_a_training_is_validated_at_its_end_but_not_when_it_is_told_to_stop(reco
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 2]
     assert (tmp_path / "sheets" / "00000002.png").exists()
+
+
+def test_a_training_that_diverged_is_not_published(record, tmp_path):
+    learning = trainer(config(output=str(tmp_path), log_every=100))
+    kept = record(learning)
+    steps(learning, kept, 1, last=False)
+    kept.publish()
+    before = (tmp_path / "model.safetensors").read_bytes()
+    advance(learning, 1)
+    nothing = {"l1": torch.tensor(float("nan"))}
+    assert list(kept.see(nothing, {}, last=False)) == []
+    with pytest.raises(FatalError, match=r"l1 not finite at step 2.*adam\.rate"):
+        kept.publish()
+    with pytest.raises(FatalError, match="diverged"):
+        list(kept.see(nothing, {}, last=True))
+    assert (tmp_path / "model.safetensors").read_bytes() == before
