@@ -148,6 +148,24 @@ def test_off_is_off_however_yaml_reads_it(tmp_path, written):
     assert TrainConfig.load(str(file), TRAINING).losses.perceptual == "off"
 
 
+def test_a_training_recipe_says_what_was_done_and_not_where():
+    places = {
+        "images": "/home/me/photos",
+        "output": "s3://mine/out",
+        "start": "/home/me/first.pth",
+        "losses": {"vgg19": "/home/me/vgg19.pth", "gan": 0.2},
+        "validation": {"images": "/home/me/kept"},
+        "storage": {"output": {"endpoint": "http://mine:9000"}},
+        "workers": {"count": 2},
+    }
+    recipe = TrainConfig.load(None, places).recipe()
+    assert "mine" not in recipe
+    assert "/home/me" not in recipe
+    said = yaml.safe_load(recipe)
+    assert (said["start"], said["losses"]["gan"], said["batch"]) == ("first.pth", 0.2, 48)
+    assert recipe == TrainConfig.load(None, {**places, "images": "elsewhere"}).recipe()
+
+
 def test_saved_configurations_hold_no_secret():
     options = {"key": "AKIA", "secret": "geheim", "token": "geheim", "anon": False}
     side = {"options": options, "endpoint": "http://store"}

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from pipeline.config import Scan, StorageSection
@@ -327,6 +328,17 @@ class TrainConfig(CommandConfig):
         """In a step, of all workers together."""
         return self.batch // self.lane
 
+    def recipe(self) -> str:
+        """What the weights came of, as YAML: for their metadata, which others read.
+
+        Without places, which are nobody's business, and what changes no result.
+        """
+        values = self.model_dump(mode="json", exclude={*_APART, "losses"})
+        values["losses"] = self.losses.model_dump(mode="json", exclude={"vgg19"})
+        for name in ("start", "start_discriminator"):
+            values[name] = values[name] and values[name].rpartition("/")[2]
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
     @field_validator("deadline")
     @classmethod
     def _a_time(cls, value: str | None) -> str | None:
@@ -352,6 +364,11 @@ class TrainConfig(CommandConfig):
         return self
 
 
+# Of a training, what is no part of its recipe.
+_APART = {
+    *("config", "images", "root", "pairs", "output", "scan", "storage", "validation", "licence"),
+    *("device", "deadline", "save_every", "keep", "log_every", "workers"),
+}
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 

@@ -103,12 +103,13 @@ class Record:
         self._board.flush()
         for file in Path(self._folder.name).iterdir():
             self._publish(f"tensorboard/{file.name}", file.read_bytes())
-        config = self._trainer.config.to_yaml()
+        config, step = self._trainer.config, self._trainer.step
+        recipe = config.recipe()
         facts = {
-            "licence": self._trainer.config.licence,
-            "stage": self._trainer.config.stage,
-            "recipe": config,
-            "training": hashlib.sha256(f"{config}{self._trainer.step}".encode()).hexdigest(),
+            "licence": config.licence,
+            "stage": config.stage,
+            "recipe": recipe,
+            "training": hashlib.sha256(f"{recipe}{step}".encode()).hexdigest(),
         }
         for name, data in state.export(self._trainer, facts).items():
             self._publish(name, data)
