@@ -10,11 +10,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted((ROOT / "pipeline").rglob("*.py"))
 
+# What is timed beside the runs themselves.
+TIMED = {"benchmark/contender", "benchmark/survey", "benchmark/training"}
 # Top-level packages, and the modules (or folders) below pipeline/ that may import them.
 ONLY_IN = {
     "ray": {"flow", "cluster", "training/loop"},
     # A benchmark's plain loop is what people write with torch and Pillow, around our code.
-    "torch": {"engine", "models", "worker", "benchmark/contender", "benchmark/survey", "training"},
+    "torch": {"engine", "models", "worker", "training", *TIMED},
     "safetensors": {"models", "training/state"},
     "tensorboardX": {"training/record"},
     "scipy": set(),

@@ -22,7 +22,10 @@ _AROUND = 400 / 256
 # Channels of VGG19's convolutions, by their numbers in torchvision's file. Their values do not
 # matter here, and the file is large.
 _WIDTHS = {
-    0: 64, 2: 64, 5: 128, 7: 128,
+    0: 64,
+    2: 64,
+    5: 128,
+    7: 128,
     **dict.fromkeys((10, 12, 14, 16), 256),
     **dict.fromkeys((19, 21, 23, 25, 28, 30, 32, 34), 512),
 }
