@@ -79,23 +79,12 @@ class Trainer:
         """
         pairs = self.pairs(crops)
         self._set_rate()
+        said, made, stop = self._improve_generator(pairs, stop)
         if self.critics is not None:
-            self.critics.discriminator.iterate()
-        said = [self._learn(*pair) for pair in pairs]
-        stop = self._agree(self.generator, stop)
-        self.adam.step()
-        self.adam.zero_grad(set_to_none=True)
-        self._average()
-        if self.critics is not None:
-            made = [fake for _, fake in said]
-            judged = self._judge(self.critics.discriminator, [gt for gt, _ in pairs], made)
-            self._agree(self.critics.discriminator, False)
-            self.adam_d.step()
-            self.adam_d.zero_grad(set_to_none=True)
-        else:
-            judged = {}
+            real = [gt for gt, _ in pairs]
+            said |= self._improve_discriminator(self.critics.discriminator, real, made)
         self.step += 1
-        return _mean([values for values, _ in said]) | judged, stop
+        return said, stop
 
     # ------------------------------------------------------------------------------------- data
 
@@ -154,6 +143,30 @@ class Trainer:
 
     # ----------------------------------------------------------------------------------- learning
 
+    def _improve_generator(
+        self, pairs: Sequence[tuple[Tensor, Tensor]], stop: bool
+    ) -> tuple[dict[str, Tensor], list[Tensor], bool]:
+        """Losses, what it made of each lane before it changed, and whether any worker stops."""
+        if self.critics is not None:
+            self.critics.discriminator.iterate()
+        said, made = zip(*(self._learn(*pair) for pair in pairs), strict=True)
+        stop = self._agree(self.generator, stop)
+        self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
+        self._average()
+        return _mean(said), list(made), stop
+
+    def _improve_discriminator(
+        self, discriminator: UNetDiscriminator, real: Sequence[Tensor], made: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """Real and made pictures in passes of their own, whose gradients are summed."""
+        discriminator.requires_grad_(True)
+        said = self._judge(discriminator, real, "real") + self._judge(discriminator, made, "fake")
+        self._agree(discriminator, False)
+        self.adam_d.step()
+        self.adam_d.zero_grad(set_to_none=True)
+        return _mean(said)
+
     def _learn(self, gt: Tensor, lq: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Adds a lane's gradients to the generator's. Returns its losses, and what it made."""
         weights = self.config.losses
@@ -177,20 +190,18 @@ class Trainer:
         return {name: value.detach() for name, value in said.items()}, made.detach()
 
     def _judge(
-        self, discriminator: UNetDiscriminator, real: Sequence[Tensor], made: Sequence[Tensor]
-    ) -> dict[str, Tensor]:
-        """Adds the discriminator's gradients: real and made in passes of their own, summed."""
-        discriminator.requires_grad_(True)
+        self, discriminator: UNetDiscriminator, pictures: Sequence[Tensor], name: str
+    ) -> list[dict[str, Tensor]]:
+        """Adds the gradients of each lane's pictures, `real` or `fake`, to the discriminator's."""
+        discriminator.iterate()
         said = list[dict[str, Tensor]]()
-        for name, pictures, truth in (("real", real, True), ("fake", made, False)):
-            discriminator.iterate()
-            for x_bchw in pictures:
-                with self._autocast():
-                    logits = discriminator(x_bchw)
-                    loss = losses.discriminator_loss(logits, real=truth)
-                (loss / len(pictures)).backward()
-                said.append({f"d_{name}": loss.detach(), f"out_d_{name}": logits.detach().mean()})
-        return _mean(said)
+        for x_bchw in pictures:
+            with self._autocast():
+                logits = discriminator(x_bchw)
+                loss = losses.discriminator_loss(logits, real=name == "real")
+            (loss / len(pictures)).backward()
+            said.append({f"d_{name}": loss.detach(), f"out_d_{name}": logits.detach().mean()})
+        return said
 
     def _agree(self, network: nn.Module, stop: bool) -> bool:
         """The mean of all workers' gradients, in one message that carries their wishes, too."""
