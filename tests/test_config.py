@@ -129,7 +129,7 @@ def test_every_shipped_training_loads(file):
         ({"pool": 100}, "pool 100 is no multiple of lane 12"),
         ({"crops": {"side": 100}}, "crops.target 256 is larger than crops.side 100"),
         ({"crops": {"scales": [2]}}, "crops.scales.0: .*less than or equal to 1"),
-        ({"deadline": "5"}, "a duration is a number with s, m, h or d"),
+        ({"deadline": "5"}, "a duration is a number above 0 with s, m"),
         ({"degradation": {"first": {"jpeg_quality": [95, 30]}}}, "least value 95 is above"),
         ({"degradation": {"first": {"blur": {"sizes": [8, 21]}}}}, "8 to 21 are not odd"),
         ({"degradation": {"second": {"blur": {"kinds": {"iso": 0.4}}}}}, "sum is 0.4, not 1"),

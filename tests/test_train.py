@@ -117,7 +117,7 @@ def test_what_cannot_be_trained_is_said_before_anything_starts(runs, asked):
         (["--images", "nowhere"], "there is no file at"),
         (["--batch", "5"], "batch 5 is no multiple of lane 2"),
         (["--stage", "gan", "--losses.vgg19", "none.pth"], "losses.perceptual: off"),
-        (["--deadline", "soon"], "a duration is a number with"),
+        (["--deadline", "soon"], "a duration is a number above 0 with"),
     ):
         running = train(runs, file, *wrong)
         said, _ = running.communicate(timeout=60)

@@ -27,6 +27,7 @@ def _sums_to_1(values: Iterable[float]) -> None:
         raise ValueError(f"the probabilities' sum is {total:g}, not 1")
 
 
+_Decay = Annotated[float, Field(ge=0, lt=1)]
 Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
 """Least and greatest value of a uniform distribution."""
 BlurKind = Literal[
@@ -69,6 +70,8 @@ class Blur(Section):
         least, greatest = self.sizes
         if not (1 <= least <= greatest and least % 2 == greatest % 2 == 1):
             raise ValueError(f"sizes {least} to {greatest} are not odd and in this order")
+        if self.sigma[0] <= 0:
+            raise ValueError(f"sigma {self.sigma[0]:g} must be above 0")
         _sums_to_1(list(self.kinds.values()))
         for name in ("generalized_beta", "plateau_beta"):
             low, high = getattr(self, name)
@@ -124,6 +127,13 @@ class Order(Section):
     resize: Resize = Resize()
     noise: Noise = Noise()
     jpeg_quality: Range = Field(default=(30, 95), description="of JPEG compression, 4:2:0")
+
+    @field_validator("jpeg_quality")
+    @classmethod
+    def _of_jpeg(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 1 <= value[0] <= value[1] <= 100:
+            raise ValueError("JPEG's quality is from 1 to 100")
+        return value
 
 
 # Classes and not values: a setting of the second round must not bring the first one's others along.
@@ -221,7 +231,7 @@ class Adam(Section):
     """The optimizer and its schedule, for generator and discriminator alike."""
 
     rate: float = Field(default=2e-4, gt=0, description="learning rate")
-    betas: tuple[float, float] = Field(default=(0.9, 0.99), description="of Adam")
+    betas: tuple[_Decay, _Decay] = Field(default=(0.9, 0.99), description="of Adam")
     milestones: tuple[int, ...] = Field(default=(), description="steps at which the rate falls")
     gamma: float = Field(default=0.5, gt=0, le=1, description="factor by which it falls")
 
@@ -230,7 +240,7 @@ class Validation(Section):
     """How the generator is looked at while it trains."""
 
     images: str | None = Field(
-        default=None, description="targets: a folder of images; default the last of the training's"
+        default=None, description="targets: a folder of images; default some of the training's"
     )
     pairs: str | None = Field(
         default=None, description="folder of low-resolution pictures for them; default degraded"
@@ -301,7 +311,8 @@ class TrainConfig(CommandConfig):
     )
     ema: float = Field(default=0.999, ge=0, lt=1, description="decay of the averaged weights")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        default="auto", description="of the convolutions; auto: bf16 on CUDA, fp32 on CPUs"
+        default="auto",
+        description="of the convolutions; auto: bf16 on GPUs that have it, else fp32",
     )
     device: Literal["auto", "cuda", "cpu"] = Field(
         default="auto", description="auto is CUDA on a cluster; on a laptop what there is"
@@ -357,6 +368,10 @@ class TrainConfig(CommandConfig):
             )
         if self.pool % self.lane:
             raise ValueError(f"pool {self.pool} is no multiple of lane {self.lane}")
+        if self.validation.pairs and not self.validation.images:
+            raise ValueError(
+                "validation.pairs are the inputs of validation.images, which is missing"
+            )
         if self.crops.target > self.crops.side:
             raise ValueError(
                 f"crops.target {self.crops.target} is larger than crops.side {self.crops.side}"
@@ -376,6 +391,9 @@ def seconds(duration: str) -> float:
     """Of a duration such as 90s, 30m, 5h or 1.5d. Raises ValueError for anything else."""
     number, unit = duration[:-1], duration[-1:]
     try:
-        return float(number) * _UNITS[unit]
+        value = float(number) * _UNITS[unit]
     except (ValueError, KeyError):
-        raise ValueError(f"a duration is a number with s, m, h or d, not {duration!r}") from None
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ValueError(f"a duration is a number above 0 with s, m, h or d, not {duration!r}")
+    return value

@@ -7,7 +7,7 @@ nor the cache, nor how many workers share the lanes. Reductions are made on the 
 part that is cut out, where the official recipe keeps copies of everything at four scales.
 """
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -232,29 +232,28 @@ def _stacked(crops: Sequence[_Picture]) -> Crops:
 
 
 class _Cache:
-    """The pictures used last, by their index, up to so many bytes; for many threads."""
+    """The pictures that fit into so many bytes, by their index; for many threads.
+
+    Those that came first stay: each epoch takes all in another order, in which the ones used last
+    are the ones that it takes up last.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._bytes = 0
-        self._held = OrderedDict[int, _Picture]()
+        self._held = dict[int, _Picture]()
         self._lock = Lock()
 
     def get(self, index: int) -> _Picture | None:
         with self._lock:
-            if index in self._held:
-                self._held.move_to_end(index)
             return self._held.get(index)
 
     def put(self, index: int, picture: _Picture) -> None:
         with self._lock:
-            if index in self._held or _bytes(picture) > self._limit:
-                return  # another thread was faster, or nothing else would stay
+            if index in self._held or self._bytes + _bytes(picture) > self._limit:
+                return
             self._held[index] = picture
             self._bytes += _bytes(picture)
-            while self._bytes > self._limit:
-                _, oldest = self._held.popitem(last=False)
-                self._bytes -= _bytes(oldest)
 
 
 def _bytes(picture: _Picture) -> int:

@@ -3,9 +3,10 @@
 import os
 import signal
 import tempfile
+import threading
 import time
-from collections.abc import Generator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from threading import Event
 from typing import Any, cast
@@ -70,7 +71,6 @@ def _carry_out(
         "config": located(config).model_dump(mode="json"),
         "pictures": found,
         "device": device,
-        "cores": cluster.cpus,
         "started": started,
         "line": (line := Line.start()),
     }
@@ -87,12 +87,25 @@ def _carry_out(
             ),
         )
         # In a thread: in the main one Ray would take the signals for itself.
-        thread = ThreadPoolExecutor(1)
+        with _stoppable() as stop:
+            _follow(_in_a_thread(trainer.fit), line, stop)
+
+
+def _in_a_thread(call: Callable[[], Any]) -> Future[Any]:
+    """What it returns or raises. The thread does not keep a driver that is told to end."""
+    future = Future[Any]()
+
+    def carry_out() -> None:
         try:
-            with _stoppable() as stop:
-                _follow(thread.submit(trainer.fit), line, stop)
+            future.set_result(call())
+        except (RayError, ray.train.TrainingFailedError) as error:
+            future.set_exception(error)
         finally:
-            thread.shutdown(wait=False)  # after a second signal it ends with Ray
+            if not future.done():  # threading itself tells of what nobody foresaw
+                future.cancel()
+
+    threading.Thread(target=carry_out, name="fit", daemon=True).start()
+    return future
 
 
 def located(config: TrainConfig) -> TrainConfig:
@@ -239,7 +252,7 @@ def work(told: Mapping[str, Any]) -> None:
     """A worker's training, from the last checkpoint on."""
     config = TrainConfig.model_validate(told["config"])
     line: Line = told["line"]
-    place = _place(config, told["device"], told["cores"])
+    place = _place(config, told["device"])
     trainer, checkpoints = assembly.build(config, place), Checkpoints.of(config)
     if checkpoints.restore(trainer) and place.rank == 0:
         line.say(f"goes on after step {trainer.step}")
@@ -281,12 +294,13 @@ def save(trainer: Trainer, checkpoints: Checkpoints, record: Record | None) -> N
         checkpoints.complete(trainer.step, files)
 
 
-def _place(config: TrainConfig, device: str, cores: float) -> Place:
+def _place(config: TrainConfig, device: str) -> Place:
     context: Any = ray.train.get_context()
     world = context.get_world_size()
     if device == "cpu":
-        # Ray gives workers that ask for no CPU one thread.
-        torch.set_num_threads(config.workers.threads or max(1, int(cores) // world))
+        # Ray gives a worker one thread for the CPU that it asks for.
+        cores = len(os.sched_getaffinity(0)) // context.get_local_world_size()
+        torch.set_num_threads(config.workers.threads or max(1, cores))
     where = ray.train.torch.get_device() if device == "cuda" else torch.device("cpu")
 
     return Place(where, context.get_world_rank(), world)

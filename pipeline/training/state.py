@@ -29,11 +29,8 @@ from pipeline.storage import Store
 from pipeline.training.config import TrainConfig
 from pipeline.training.trainer import Trainer
 
-# What may change from one run of a training to the next.
-_FREE = {
-    *("adam", "iterations", "deadline", "save_every", "keep", "log_every", "licence"),
-    *("validation", "workers", "device", "storage"),
-}
+# Of a recipe, what may change from one run of a training to the next.
+_FREE = {"adam", "iterations"}
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of Adam
 
 
@@ -56,13 +53,15 @@ class Checkpoints:
     def settle(self, config: TrainConfig) -> None:
         """Notes what the training is. Raises ConfigError where the output has another one."""
         uri = storage.join(self.output, "config.yaml")
-        asked = yaml.safe_load(config.to_yaml())
         if self.latest() is not None:
-            before = yaml.safe_load(self.store.read(uri))
+            asked, before = (
+                yaml.safe_load(known.recipe())
+                for known in (config, TrainConfig.load(None, yaml.safe_load(self.store.read(uri))))
+            )
             changed = [
-                f"{name}: {before.get(name)} before, {value} now"
+                f"{name}: {before[name]} before, {value} now"
                 for name, value in asked.items()
-                if name not in _FREE and value != before.get(name)
+                if name not in _FREE and value != before[name]
             ]
             if changed:
                 raise ConfigError(

@@ -240,7 +240,9 @@ def precision(config: TrainConfig, device: str) -> str:
     """Of the convolutions: bf16 needs no scaled losses, and sums stay in fp32."""
     if config.precision != "auto":
         return config.precision
-    return "bf16" if device == "cuda" else "fp32"
+    # Older GPUs only emulate it.
+    native = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if native else "fp32"
 
 
 def _laid_out(network: _Network, place: Place) -> _Network:

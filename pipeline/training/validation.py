@@ -1,7 +1,7 @@
 """How good the averaged generator is, on pictures that it does not learn from."""
 
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, fields
 
 import numpy as np
 import torch
@@ -31,18 +31,21 @@ class Case:
 
 
 def divide(found: Pictures, config: TrainConfig) -> tuple[Pictures, Pictures]:
-    """What is learnt from, and what is looked at: `validation.images`, else the last of them all.
+    """What is learnt from, and what is looked at: `validation.images`, else some of them all.
+
+    Evenly spread: lists are in the order of their names, one kind of pictures behind the other.
 
     Raises ConfigError when there is nothing at `validation.images`.
     """
     asked = config.validation
     if asked.images is not None:
         other = {"images": asked.images, "pairs": asked.pairs, "root": None}
-        return found, _first(pictures.find(config.model_copy(update=other)), asked.count)
-    kept = len(found) - min(asked.count, len(found) // _SHARE)
-    inputs = found.inputs
-    rest = None if inputs is None else inputs[kept:]
-    return _first(found, kept), Pictures(found.targets[kept:], rest)
+        others = pictures.find(config.model_copy(update=other))
+        return found, _taken(others, range(min(asked.count, len(others))))
+    count = min(asked.count, len(found) // _SHARE)
+    chosen = {number * len(found) // count for number in range(count)}
+    rest = [number for number in range(len(found)) if number not in chosen]
+    return _taken(found, rest), _taken(found, sorted(chosen))
 
 
 def cases(chosen: Pictures, config: TrainConfig, shape: Shape) -> list[Case]:
@@ -103,9 +106,13 @@ def sample_sheet(cases: Sequence[Case], made: Sequence[Pixels]) -> bytes:
     return sheet(rows, ["bicubic", "ours", "target"])
 
 
-def _first(found: Pictures, count: int) -> Pictures:
-    inputs = None if found.inputs is None else found.inputs[:count]
-    return replace(found, targets=found.targets[:count], inputs=inputs)
+def _taken(found: Pictures, numbers: Iterable[int]) -> Pictures:
+    numbers = list(numbers)
+    inputs = found.inputs
+    return Pictures(
+        targets=tuple(found.targets[number] for number in numbers),
+        inputs=None if inputs is None else tuple(inputs[number] for number in numbers),
+    )
 
 
 def _middle(length: int, side: int, shape: Shape) -> slice:
