@@ -25,8 +25,10 @@ demo: env
 	$(BIN)/python -m pipeline.samples demo/pictures
 	$(BIN)/python jobs/upscale.py --manifest demo/pictures --output demo/upscaled
 
+# Two at a time, each with one thread: most of a run's test is waiting, and teams of threads that
+# share cores wait for each other.
 test: check s3-server
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: .venv/.test
 	$(BIN)/python -m pytest -s tests/slow
