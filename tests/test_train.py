@@ -111,6 +111,17 @@ def test_a_training_survives_its_worker_and_its_driver(runs, asked, tmp_path):
     assert {row["status"] for row in report(tmp_path / "up").values()} == {"done"}
 
 
+def test_a_training_that_cannot_go_on_says_why_once(runs, asked, tmp_path):
+    file, _ = asked
+    for path in (tmp_path / "in").iterdir():
+        path.write_bytes(b"no picture")
+    running = train(runs, file)
+    said, _ = running.communicate(timeout=120)
+    assert running.returncode == 1, said
+    assert said.count("pictures in a row of 10 cannot be used") == 1
+    assert "Traceback" not in said
+
+
 def test_what_cannot_be_trained_is_said_before_anything_starts(runs, asked):
     file, _ = asked
     for wrong, words in (

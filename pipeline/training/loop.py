@@ -1,5 +1,6 @@
 """The training: a driver that starts workers by Ray Train, and the loop that each of them runs."""
 
+import math
 import os
 import signal
 import tempfile
@@ -8,6 +9,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from threading import Event
 from typing import Any, cast
 
@@ -21,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import storage
 from pipeline.cluster import Cluster, connect
-from pipeline.errors import ConfigError, FatalError
+from pipeline.errors import ConfigError, FatalError, PipelineError
 from pipeline.report.summary import DONE, STOPPED
 from pipeline.storage import Store
 from pipeline.training import assembly, pictures, validation
@@ -33,6 +35,7 @@ from pipeline.training.state import Checkpoints
 from pipeline.training.trainer import Place, Trainer
 
 _LISTENED_S = 0.5  # between looks for what the workers say
+_SILENT_S = 300  # without a step, of workers that were told to stop
 
 
 def run(config: TrainConfig) -> int:
@@ -40,7 +43,7 @@ def run(config: TrainConfig) -> int:
 
     Raises ConfigError while nothing is started, FatalError when the training cannot go on.
     """
-    started = time.time()
+    until = time.time() + seconds(config.deadline) if config.deadline else math.inf
     try:
         found, looked_at = validation.divide(pictures.find(config), config)
         checkpoints = Checkpoints.of(config)
@@ -51,7 +54,7 @@ def run(config: TrainConfig) -> int:
     if _step(checkpoints) < config.iterations:
         cluster = connect()
         try:
-            _carry_out(config, (found, looked_at), cluster, started)
+            _carry_out(config, (found, looked_at), cluster, until)
         finally:
             ray.shutdown()
             checkpoints.store.sweep()  # what a killed worker was publishing
@@ -62,7 +65,7 @@ def run(config: TrainConfig) -> int:
 
 
 def _carry_out(
-    config: TrainConfig, found: tuple[Pictures, Pictures], cluster: Cluster, started: float
+    config: TrainConfig, found: tuple[Pictures, Pictures], cluster: Cluster, until: float
 ) -> None:
     device = cluster.device if config.device == "auto" else config.device
     counts = f"{len(found[0])} pictures to learn from, {len(found[1])} to validate with"
@@ -71,7 +74,6 @@ def _carry_out(
         "config": located(config).model_dump(mode="json"),
         "pictures": found,
         "device": device,
-        "started": started,
         "line": (line := Line.start()),
     }
     with tempfile.TemporaryDirectory(prefix="remaster-train-") as folder:
@@ -88,7 +90,7 @@ def _carry_out(
         )
         # In a thread: in the main one Ray would take the signals for itself.
         with _stoppable() as stop:
-            _follow(_in_a_thread(trainer.fit), line, stop)
+            _follow(_in_a_thread(trainer.fit), line, stop, until)
 
 
 def _in_a_thread(call: Callable[[], Any]) -> Future[Any]:
@@ -121,22 +123,36 @@ def located(config: TrainConfig) -> TrainConfig:
     return config.model_copy(update=update)
 
 
-def _follow(fit: Future[Any], line: "Line", stop: Event) -> None:
-    """Prints what the workers say, tells them to stop; raises FatalError when they cannot go on."""
+def _follow(fit: Future[Any], line: "Line", stop: Event, until: float) -> None:
+    """Prints what the workers say, and tells them to stop, as soon as `stop` or `until` says so.
+
+    until: of `time.time`. Raises FatalError when the training cannot go on.
+    """
     told = False
     while not fit.done():
-        if stop.wait(_LISTENED_S) and not told:
-            print("stopping: the workers save what they have", flush=True)
+        if stop.wait(_LISTENED_S) or time.time() > until:
+            if not told:
+                print("stopping: the workers save what they have", flush=True)
             told = line.stop()
             stop.clear()
-        for text in line.heard():
-            print(text, flush=True)
-    for text in line.heard():
-        print(text, flush=True)
+        heard = _print(line)
+        if heard.failure:  # Ray would try again, as if a machine had failed
+            raise FatalError(heard.failure)
+        if told and heard.silent_s > _SILENT_S:
+            print("no worker is at work: the last checkpoint stands", flush=True)
+            return
+    _print(line)
     try:
         fit.result()
     except (RayError, ray.train.TrainingFailedError) as error:
         raise FatalError(str(error)) from error
+
+
+def _print(line: "Line") -> "Heard":
+    heard = line.heard()
+    for text in heard.texts:
+        print(text, flush=True)
+    return heard
 
 
 def scaling(config: TrainConfig, device: str, cluster: Cluster) -> ScalingConfig:
@@ -187,24 +203,40 @@ def _step(checkpoints: Checkpoints) -> int:
     return latest["step"] if latest else 0
 
 
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What the driver has not heard yet."""
+
+    texts: list[str]
+    failure: str | None
+    """Why the training cannot go on, in one sentence."""
+    silent_s: float
+    """Since the first worker last asked whether to stop, which it does at each step."""
+
+
 class _Noticeboard:
     """The actor behind a line."""
 
     def __init__(self) -> None:
-        self._said, self._stop = list[str](), False
+        self._texts, self._failure = list[str](), cast(str | None, None)
+        self._stop, self._asked = False, time.monotonic()
 
     def say(self, text: str) -> None:
-        self._said.append(text)
+        self._texts.append(text)
 
-    def heard(self) -> list[str]:
-        said, self._said = self._said, []
-        return said
+    def fail(self, why: str) -> None:
+        self._failure = why
+
+    def heard(self) -> Heard:
+        texts, self._texts = self._texts, []
+        return Heard(texts, self._failure, time.monotonic() - self._asked)
 
     def stop(self) -> bool:
         self._stop = True
         return True
 
     def stopped(self) -> bool:
+        self._asked = time.monotonic()
         return self._stop
 
 
@@ -228,8 +260,12 @@ class Line:
     def say(self, text: str) -> None:
         self._actor.say.remote(text)
 
-    def heard(self) -> list[str]:
-        return cast(list[str], ray.get(self._actor.heard.remote()))
+    def fail(self, why: str) -> None:
+        """Waits until it is known: the worker ends with it."""
+        ray.get(self._actor.fail.remote(why))
+
+    def heard(self) -> Heard:
+        return cast(Heard, ray.get(self._actor.heard.remote()))
 
     def stop(self) -> bool:
         return cast(bool, ray.get(self._actor.stop.remote()))
@@ -250,13 +286,19 @@ class Line:
 
 def work(told: Mapping[str, Any]) -> None:
     """A worker's training, from the last checkpoint on."""
-    config = TrainConfig.model_validate(told["config"])
     line: Line = told["line"]
+    try:
+        _work(TrainConfig.model_validate(told["config"]), told, line)
+    except PipelineError as error:
+        line.fail(str(error))
+        raise
+
+
+def _work(config: TrainConfig, told: Mapping[str, Any], line: Line) -> None:
     place = _place(config, told["device"])
     trainer, checkpoints = assembly.build(config, place), Checkpoints.of(config)
     if checkpoints.restore(trainer) and place.rank == 0:
         line.say(f"goes on after step {trainer.step}")
-    until = told["started"] + seconds(config.deadline) if config.deadline else float("inf")
     learnt_from, looked_at = told["pictures"]
     shape, record = trainer.generator.shape, None
     source = Store(config.storage.source.fsspec_options())
@@ -270,8 +312,7 @@ def work(told: Mapping[str, Any]) -> None:
     with closing(reader.ahead(steps, list(trainer.pools))) as crops:
         stop = False
         while trainer.step < config.iterations and not stop:
-            wish = time.time() > until or (record is not None and line.stopped())
-            losses, stop = trainer.advance(crops, stop=wish)
+            losses, stop = trainer.advance(crops, stop=record is not None and line.stopped())
             last = stop or trainer.step == config.iterations
             if record is not None:
                 for text in record.see(losses, reader.skipped, last=last):
