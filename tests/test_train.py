@@ -118,7 +118,7 @@ def test_a_training_that_cannot_go_on_says_why_once(runs, asked, tmp_path):
     running = train(runs, file)
     said, _ = running.communicate(timeout=120)
     assert running.returncode == 1, said
-    assert said.count("pictures in a row of 10 cannot be used") == 1
+    assert said.count("10 pictures in a row, of 10, cannot be used") == 1
     assert "Traceback" not in said
 
 
