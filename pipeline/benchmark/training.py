@@ -109,7 +109,8 @@ def _drawn(config: TrainConfig) -> Crops:
 def _critics() -> Critics:
     rng, tensors, channels = np.random.default_rng(0), dict[str, torch.Tensor](), 3
     for number, width in _WIDTHS.items():
-        tensors[f"features.{number}.weight"] = torch.full((width, channels, 3, 3), 0.01)
+        mean = torch.full((width, channels, 3, 3), 1 / (9 * channels))
+        tensors[f"features.{number}.weight"] = mean
         tensors[f"features.{number}.bias"] = torch.zeros(width)
         channels = width
     return Critics(new_discriminator(rng), Perceptual(tensors))
