@@ -5,7 +5,8 @@ manifest ─> plan ─> [ Ray Data: tiny rows ] ─> worker (one per GPU) ─> o
   version, size  shards, refusals               pixels never leave the worker
 
 cli       the commands: what `jobs/*.py` and `remaster` call
-config    what a person may set; the recipe of a result and its digest
+settings  how what a person may set is read: flags over YAML over defaults
+config    what that is for upscaling; the recipe of a result and its digest
 records   the rows: Source -> Item -> Outcome, and the report's Arrow schema
 errors    the error tree and the table of codes
 storage   the one door to bytes
@@ -18,6 +19,7 @@ attempts  how often an item took its worker down
 images    codecs
 engine    exact execution of a generator on images of any size
 models    generators, checkpoints and the zoo of released weights
+training  degradation, losses, the loop that trains generators, and their evaluation
 report    summary of a run
 benchmark plain loops, the engine and whole runs compared on one machine
 samples   pictures drawn for the demo and the tests
