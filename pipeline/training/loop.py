@@ -136,12 +136,11 @@ def _follow(fit: Future[Any], line: "Line", stop: Event, until: float) -> None:
             told = line.stop()
             stop.clear()
         heard = _print(line)
-        if heard.failure:  # Ray would try again, as if a machine had failed
-            raise FatalError(heard.failure)
         if told and heard.silent_s > _SILENT_S:
             print("no worker is at work: the last checkpoint stands", flush=True)
             return
-    _print(line)
+    if why := _print(line).failure:
+        raise FatalError(why)
     try:
         fit.result()
     except (RayError, ray.train.TrainingFailedError) as error:
@@ -227,6 +226,9 @@ class _Noticeboard:
     def fail(self, why: str) -> None:
         self._failure = why
 
+    def failed(self) -> bool:
+        return self._failure is not None
+
     def heard(self) -> Heard:
         texts, self._texts = self._texts, []
         return Heard(texts, self._failure, time.monotonic() - self._asked)
@@ -264,6 +266,9 @@ class Line:
         """Waits until it is known: the worker ends with it."""
         ray.get(self._actor.fail.remote(why))
 
+    def failed(self) -> bool:
+        return cast(bool, ray.get(self._actor.failed.remote()))
+
     def heard(self) -> Heard:
         return cast(Heard, ray.get(self._actor.heard.remote()))
 
@@ -287,11 +292,12 @@ class Line:
 def work(told: Mapping[str, Any]) -> None:
     """A worker's training, from the last checkpoint on."""
     line: Line = told["line"]
+    if line.failed():  # another worker's, which took the whole group down
+        return
     try:
         _work(TrainConfig.model_validate(told["config"]), told, line)
     except PipelineError as error:
-        line.fail(str(error))
-        raise
+        line.fail(str(error))  # raised, Ray would try again, as if a machine had failed
 
 
 def _work(config: TrainConfig, told: Mapping[str, Any], line: Line) -> None:
