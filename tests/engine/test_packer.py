@@ -107,9 +107,8 @@ def test_what_does_not_fit_together_goes_one_by_one():
         time.sleep(2 * HOLD_S)
         upscaler.go.set()
     assert all(result.result().pixels.shape == (36, 360, 3) for result in results)
-    together = max(upscaler.launches)
-    assert together > 1
-    assert upscaler.launches[-together:] == [1] * together
+    assert max(upscaler.launches) > 1  # however many had come by then
+    assert upscaler.launches.count(1) == 5
 
 
 def test_errors_come_to_whom_they_concern():
