@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import ray
 from ray._common.utils import get_ray_address_file
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.config import Workers
 from pipeline.errors import ConfigError
@@ -93,6 +94,13 @@ def connect() -> Cluster:
         except ConnectionError as error:
             raise ConfigError(f"no Ray cluster answers at {address} (RAY_ADDRESS)") from error
     return _survey(local=False)
+
+
+def actor_here(kind: type) -> Any:
+    """The handle of an actor without CPUs on the driver's node, which dies with it."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    remote: Any = ray.remote(kind)
+    return remote.options(num_cpus=0, scheduling_strategy=here).remote()
 
 
 @contextmanager

@@ -15,11 +15,10 @@ import pyarrow.compute
 import pyarrow.parquet
 import ray
 from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import manifest, plan, storage
 from pipeline.attempts import AttemptLedger
-from pipeline.cluster import Fleet, connect, fleet
+from pipeline.cluster import Fleet, actor_here, connect, fleet
 from pipeline.config import UpscaleConfig
 from pipeline.errors import ConfigError, FatalError
 from pipeline.ledger import Recorder
@@ -257,9 +256,7 @@ class _Attempts:
 
     @classmethod
     def start(cls) -> "_Attempts":
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        remote: Any = ray.remote(AttemptLedger)
-        return cls(remote.options(num_cpus=0, scheduling_strategy=here).remote())
+        return cls(actor_here(AttemptLedger))
 
     def begin(self, item_id: str) -> None:
         ray.get(self._actor.begin.remote(item_id))

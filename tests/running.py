@@ -53,8 +53,12 @@ class Runs:
 
     def start(self, *arguments, **options):
         """The running command, in a process group of its own."""
+        return self.launch(self.command(*arguments), **options)
+
+    def launch(self, command, **options):
+        """Any command, as `start` does it."""
         return subprocess.Popen(
-            self.command(*arguments),
+            command,
             env=self.env(),
             cwd=self.folder,
             stdout=subprocess.PIPE,

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -47,15 +46,8 @@ def asked(tmp_path):
 
 
 def train(runs, file, *more):
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "jobs" / "train.py"), "--config", str(file), *more],
-        env=runs.env(),
-        cwd=file.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    command = [sys.executable, str(ROOT / "jobs" / "train.py"), "--config", str(file), *more]
+    return runs.launch(command)
 
 
 def step_of(config):

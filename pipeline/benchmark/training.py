@@ -1,6 +1,5 @@
 """What a step of a training takes: time, memory, and the part of it that makes the pictures."""
 
-import resource
 import time
 from collections.abc import Callable
 from statistics import median
@@ -15,7 +14,7 @@ from pipeline.training.config import TrainConfig
 from pipeline.training.crops import Crops
 from pipeline.training.discriminator import new_discriminator
 from pipeline.training.losses import Perceptual
-from pipeline.training.trainer import Critics, Place, Trainer, precision
+from pipeline.training.trainer import Critics, Place, Trainer, peak_bytes, precision
 
 # The recipe degrades more than it learns from: 400 pixels for 256.
 _AROUND = 400 / 256
@@ -96,7 +95,7 @@ def _stage(
         "steps_per_s": 1 / step_s,
         "data_s": median(data),
         "flop_per_s": 3 * pixels * flop_per_pixel(network.shape) / step_s,
-        "peak_bytes": _peak(device),
+        "peak_bytes": peak_bytes(torch.device(device)),
     }
 
 
@@ -122,10 +121,3 @@ def _seconds(call: Callable[[], object], device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
-
-
-def _peak(device: str) -> int:
-    """Bytes that torch allocated on a GPU, or that this process had resident."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -69,7 +69,7 @@ def _check_crops(config: TrainConfig, shape: Shape) -> None:
 
 def _shape(config: TrainConfig, started: Generator | None) -> Shape:
     if config.generator:
-        return layouts.shape_from_dict(layouts.check_stated(config.generator))
+        return layouts.shape_from_dict(config.generator)
     if started is None:
         raise ConfigError(
             "what is to be trained? generator names the architecture and its hyper-parameters, "

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.images.image import Pixels
 from pipeline.training import config, jpeg
 from pipeline.training.kernels import Gaussian, Kernel, Sinc, filter2d
 
@@ -155,6 +156,26 @@ def draw(
         *_last(rng, recipe, count, low),
     )
     return Params(count, height, width, steps)
+
+
+def degraded(
+    pixels: Pixels, recipe: config.Degradation, rng: np.random.Generator, *, scale: int
+) -> Pixels:
+    """A single picture as the recipe makes it: uint8 (H, W, 3) to (H / scale, W / scale, 3)."""
+    height, width = pixels.shape[:2]
+    params = draw(rng, recipe, count=1, height=height, width=width, scale=scale)
+    return to_pixels(apply(to_bchw(pixels), params))
+
+
+def to_bchw(pixels: Pixels) -> Tensor:
+    """float32 (1, C, H, W) in [0, 1] of uint8 (H, W, C)."""
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
+
+
+def to_pixels(x_bchw: Tensor) -> Pixels:
+    """uint8 (H, W, C) of the first of float (B, C, H, W), clamped to [0, 1]."""
+    levels = (x_bchw[0].clamp(0, 1) * 255).round().to(torch.uint8)
+    return np.ascontiguousarray(levels.permute(1, 2, 0).cpu().numpy())
 
 
 def _order(rng: np.random.Generator, recipe: config.Order, count: int, size: Size) -> list[Step]:

@@ -19,10 +19,9 @@ import ray.train.torch
 import torch
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import storage
-from pipeline.cluster import Cluster, connect
+from pipeline.cluster import Cluster, actor_here, connect
 from pipeline.errors import ConfigError, FatalError, PipelineError
 from pipeline.report.summary import DONE, STOPPED
 from pipeline.storage import Store
@@ -252,9 +251,7 @@ class Line:
     @classmethod
     def start(cls) -> "Line":
         """Lives on the driver's node and ends with it."""
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        remote: Any = ray.remote(_Noticeboard)
-        return cls(remote.options(num_cpus=0, scheduling_strategy=here).remote())
+        return cls(actor_here(_Noticeboard))
 
     def __reduce__(self) -> tuple[type["Line"], tuple[Any]]:
         return Line, (self._actor,)
@@ -349,5 +346,4 @@ def _place(config: TrainConfig, device: str) -> Place:
         cores = len(os.sched_getaffinity(0)) // context.get_local_world_size()
         torch.set_num_threads(config.workers.threads or max(1, cores))
     where = ray.train.torch.get_device() if device == "cuda" else torch.device("cpu")
-
     return Place(where, context.get_world_rank(), world)

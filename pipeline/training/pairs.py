@@ -118,19 +118,14 @@ def degraded(target: Pixels, how: Degrading, *, scale: int, rng: np.random.Gener
 
     bicubic: reduced and nothing else. second_order: by the official recipe, as drawn from `rng`.
     """
-    height, width = target.shape[:2]
     if how == "bicubic":
+        height, width = target.shape[:2]
         return resize(target, width // scale, height // scale)
     # Here and not above: torch takes seconds to import, a wrong flag need not wait for them.
-    import torch
-
     from pipeline.training import degradation
     from pipeline.training.config import Degradation
 
-    params = degradation.draw(rng, Degradation(), count=1, height=height, width=width, scale=scale)
-    x_bchw = torch.from_numpy(target.copy()).permute(2, 0, 1)[None].float() / 255
-    y_chw = degradation.apply(x_bchw, params)[0].mul(255).round().byte()
-    return y_chw.permute(1, 2, 0).contiguous().numpy()
+    return degradation.degraded(target, Degradation(), rng, scale=scale)
 
 
 def _read(store: Store, uri: str) -> Pixels:

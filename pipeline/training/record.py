@@ -9,7 +9,6 @@
 import hashlib
 import json
 import math
-import resource
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from pipeline import storage
 from pipeline.errors import FatalError
 from pipeline.training import state, validation
 from pipeline.training.state import Checkpoints
-from pipeline.training.trainer import Trainer
+from pipeline.training.trainer import Trainer, peak_bytes
 from pipeline.training.validation import Case
 
 _JSONL = "application/x-ndjson"
@@ -65,7 +64,10 @@ class Record:
         """Means since the last line."""
         seconds, count = time.monotonic() - self._since, len(self._losses)
         values = self._means()
-        values |= {"steps_per_s": count / seconds, "memory_mb": self._memory() / 1e6}
+        values |= {
+            "steps_per_s": count / seconds,
+            "memory_mb": peak_bytes(self._trainer.place.device) / 1e6,
+        }
         values |= {"rate": self._trainer.adam.param_groups[0]["lr"], "skipped": len(skipped)}
         self._losses, self._since = [], time.monotonic()
         return self._note(values)
@@ -126,13 +128,6 @@ class Record:
             self._board.add_scalar(name, value, step)
         shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         return f"step {step}: {shown}"
-
-    def _memory(self) -> int:
-        """Peak bytes of the device, or of this process on a CPU."""
-        device = self._trainer.place.device
-        if device.type == "cuda":
-            return torch.cuda.max_memory_allocated(device)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def _earlier(self) -> list[dict[str, Any]]:
         try:

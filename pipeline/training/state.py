@@ -13,7 +13,7 @@ to be deleted.
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -135,8 +135,7 @@ def export(trainer: Trainer, facts: Mapping[str, str]) -> dict[str, bytes]:
 
     facts: what else the safetensors' metadata shall say, such as licence and recipe.
     """
-    weights = {name: t.detach().cpu().contiguous() for name, t in _named(trainer.averaged)}
-    now = {name: t.detach().cpu().contiguous() for name, t in _named(trainer.generator)}
+    weights, now = (_on_host(_state(net)) for net in (trainer.averaged, trainer.generator))
     shape = {key: json.dumps(value) for key, value in shape_to_dict(trainer.averaged.shape).items()}
     official = io.BytesIO()
     torch.save({"params": now, "params_ema": weights}, official)
@@ -156,7 +155,7 @@ def networks(trainer: Trainer) -> dict[str, Tensor]:
         discriminator = trainer.critics.discriminator
         tensors |= _prefixed("discriminator.", _state(discriminator))
         tensors |= _prefixed("adam_d.", _moments(trainer.adam_d, discriminator))
-    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    return _on_host(tensors)
 
 
 def _restore_networks(trainer: Trainer, tensors: Mapping[str, Tensor]) -> None:
@@ -175,7 +174,7 @@ def pools(trainer: Trainer) -> dict[str, Tensor]:
     for lane, pool in trainer.pools.items():
         held = {name: value for name, value in pool.state_dict().items() if name != "fill"}
         tensors |= _prefixed(f"{lane}.", held)
-    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    return _on_host(tensors)
 
 
 def _moments(adam: torch.optim.Adam, network: nn.Module) -> dict[str, Tensor]:
@@ -208,8 +207,8 @@ def _state(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in network.state_dict().items()}
 
 
-def _named(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    return iter(network.state_dict().items())
+def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ by L1, a perceptual loss and a discriminator.
 """
 
 import copy
+import resource
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -245,9 +246,16 @@ def precision(config: TrainConfig, device: str) -> str:
     return "bf16" if native else "fp32"
 
 
+def peak_bytes(device: torch.device) -> int:
+    """Of the device, as torch allocated them; of this process's memory where that is a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def _laid_out(network: _Network, place: Place) -> _Network:
     """On the device, in the layout that its convolutions are fastest in."""
-    return network.to(place.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network.to(place.device).to(memory_format=torch.channels_last)
 
 
 def _adam(config: TrainConfig, network: nn.Module) -> torch.optim.Adam:

@@ -11,7 +11,7 @@ from pipeline.models.layouts import Generator, Shape
 from pipeline.storage import Store
 from pipeline.training import pictures, quality
 from pipeline.training.config import TrainConfig
-from pipeline.training.degradation import apply, draw
+from pipeline.training.degradation import degraded, to_bchw, to_pixels
 from pipeline.training.pictures import File, Pictures
 from pipeline.training.quality import WINDOW, Quality
 from pipeline.training.sheet import resize, sheet
@@ -74,7 +74,11 @@ def cases(chosen: Pictures, config: TrainConfig, shape: Shape) -> list[Case]:
         wide = tuple(slice(part.start * scale, part.stop * scale) for part in (rows, columns))
         target = np.ascontiguousarray(target[wide])
         rng = np.random.default_rng([config.seed, _DEGRADED, index])
-        low = _degraded(target, rng, config, scale) if source is None else source[rows, columns]
+        low = (
+            source[rows, columns]
+            if source is not None
+            else degraded(target, config.degradation, rng, scale=scale)
+        )
         usual = resize(low, target.shape[1], target.shape[0])
         made.append(Case(_name(file), target, low, usual))
     return made
@@ -84,7 +88,7 @@ def cases(chosen: Pictures, config: TrainConfig, shape: Shape) -> list[Case]:
 def results(generator: Generator, cases: Sequence[Case]) -> list[Pixels]:
     """What the network makes of them: uint8 (H, W, 3)."""
     device = next(generator.parameters()).device
-    return [_pixels(generator(_tensor(case.source).to(device))) for case in cases]
+    return [to_pixels(generator(to_bchw(case.source).to(device))) for case in cases]
 
 
 def measure(cases: Sequence[Case], made: Sequence[Pixels], *, scale: int) -> dict[str, float]:
@@ -120,21 +124,6 @@ def _middle(length: int, side: int, shape: Shape) -> slice:
     taken = min(length, side) // (shape.scale * shape.multiple) * shape.multiple
     start = (length // shape.scale - taken) // 2
     return slice(start, start + taken)
-
-
-def _degraded(target: Pixels, rng: np.random.Generator, config: TrainConfig, scale: int) -> Pixels:
-    height, width = target.shape[:2]
-    params = draw(rng, config.degradation, count=1, height=height, width=width, scale=scale)
-    return _pixels(apply(_tensor(target), params))
-
-
-def _tensor(pixels: Pixels) -> torch.Tensor:
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
-
-
-def _pixels(x_bchw: torch.Tensor) -> Pixels:
-    levels = (x_bchw[0].clamp(0, 1) * 255).round().to(torch.uint8)
-    return levels.permute(1, 2, 0).cpu().numpy()
 
 
 def _name(file: File) -> str:
