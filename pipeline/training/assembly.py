@@ -1,20 +1,25 @@
 """From the configuration to a trainer: which networks, and the weights that they start from."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
 from pipeline.models import layouts, zoo
+from pipeline.models.files import fetch
 from pipeline.models.layouts import Generator, Shape
 from pipeline.models.rrdbnet import RRDBNet, RRDBNetShape
-from pipeline.models.srvgg import SRVGGNetCompact
-from pipeline.storage import Store
+from pipeline.models.srvgg import SRVGGNetCompact, SRVGGShape
+from pipeline.storage import Store, redact
 from pipeline.training.config import TrainConfig
-from pipeline.training.discriminator import load_discriminator, new_discriminator
+from pipeline.training.discriminator import (
+    UNetDiscriminator,
+    load_discriminator,
+    new_discriminator,
+)
 from pipeline.training.losses import Perceptual
 from pipeline.training.trainer import Critics, Place, Trainer
 
@@ -101,6 +106,7 @@ def _initialised(shape: Shape, seed: int) -> Generator:
         *stack, last = _convolutions(compact.body)
         _he(stack, slope=_PRELU)
         _he([last], slope=1, gain=_GAIN)
+        _carry(stack, last, shape)
         return compact
 
 
@@ -115,6 +121,34 @@ def _he(convolutions: Iterable[nn.Conv2d], *, slope: float, gain: float = 1) -> 
         convolution.weight.data.mul_(gain)
         if convolution.bias is not None:
             nn.init.zeros_(convolution.bias)
+
+
+@torch.no_grad()
+def _carry(stack: Sequence[nn.Conv2d], last: nn.Conv2d, shape: SRVGGShape) -> None:
+    """Lets the picture itself through, in features of its own: it comes out as bilinear enlarges.
+
+    The network only adds to nearest pixels, whose blocks it would have to learn to smooth: with He
+    alone they were still to be seen after some thousand steps. Pictures are positive, so that none
+    of the activations changes them.
+    """
+    carried = min(shape.in_channels, shape.features)
+    for convolution in stack:
+        convolution.weight[:carried] = 0
+        for channel in range(carried):
+            convolution.weight[channel, channel, 1, 1] = 1
+    correction = _bilinear(shape.scale)
+    correction[:, 1, 1] -= 1
+    for channel in range(shape.out_channels):
+        outputs = slice(channel * shape.scale**2, (channel + 1) * shape.scale**2)
+        last.weight[outputs, :carried] = 0
+        last.weight[outputs, min(channel, carried - 1)] = correction
+
+
+def _bilinear(scale: int) -> Tensor:
+    """What each of a pixel's `scale`^2 parts takes of it and its neighbours: (scale^2, 3, 3)."""
+    offsets = (torch.arange(scale) + 0.5) / scale - 0.5
+    taps = torch.stack([(-offsets).relu(), 1 - offsets.abs(), offsets.relu()], dim=1)
+    return torch.einsum("ia,jb->ijab", taps, taps).flatten(0, 1)
 
 
 def _take_over(network: Generator, started: Generator) -> None:
@@ -138,7 +172,7 @@ def _critics(config: TrainConfig) -> Critics:
     if config.start_discriminator is None:
         discriminator = new_discriminator(np.random.default_rng([config.seed, _DISCRIMINATOR]))
     else:
-        discriminator = load_discriminator(store.read(config.start_discriminator))
+        discriminator = _discriminator(config.start_discriminator, store)
     perceptual = None
     if config.losses.perceptual != "off":
         cache = zoo.default_cache_dir()
@@ -147,3 +181,13 @@ def _critics(config: TrainConfig) -> Critics:
             config.losses.vgg19, cache_dir=cache, store=store, models_uri=models_uri
         )
     return Critics(discriminator, perceptual)
+
+
+def _discriminator(uri: str, store: Store) -> UNetDiscriminator:
+    data = fetch(uri, store, None)
+    if data is None:
+        raise ConfigError(f"no discriminator at {redact(uri)} (start_discriminator)")
+    try:
+        return load_discriminator(data)
+    except ConfigError as error:
+        raise ConfigError(f"{redact(uri)}: {error} (start_discriminator)") from error
