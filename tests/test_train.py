@@ -52,7 +52,7 @@ def train(runs, file, *more):
 
 def step_of(config):
     latest = Path(config.output) / "checkpoints" / "latest.json"
-    return json.loads(latest.read_text())["step"] if latest.exists() else 0
+    return json.loads(latest.read_text())[0]["step"] if latest.exists() else 0
 
 
 def uninterrupted(config):
@@ -120,6 +120,10 @@ def test_what_cannot_be_trained_is_said_before_anything_starts(runs, asked):
         (["--images", "nowhere"], "there is no file at"),
         (["--batch", "5"], "batch 5 is no multiple of lane 2"),
         (["--stage", "gan", "--losses.vgg19", "none.pth"], "losses.perceptual: off"),
+        (
+            ["--stage", "gan", "--losses.perceptual", "off", "--start-discriminator", "none.pth"],
+            "no discriminator at none.pth (start_discriminator)",
+        ),
         (["--deadline", "soon"], "a duration is a number above 0 with"),
     ):
         running = train(runs, file, *wrong)

@@ -300,8 +300,12 @@ def work(told: Mapping[str, Any]) -> None:
 def _work(config: TrainConfig, told: Mapping[str, Any], line: Line) -> None:
     place = _place(config, told["device"])
     trainer, checkpoints = assembly.build(config, place), Checkpoints.of(config)
-    if checkpoints.restore(trainer) and place.rank == 0:
-        line.say(f"goes on after step {trainer.step}")
+    passed = checkpoints.restore(trainer)
+    if place.rank == 0:
+        for text in passed:
+            line.say(text)
+        if trainer.step:
+            line.say(f"goes on after step {trainer.step}")
     learnt_from, looked_at = told["pictures"]
     shape, record = trainer.generator.shape, None
     source = Store(config.storage.source.fsspec_options())
@@ -310,7 +314,7 @@ def _work(config: TrainConfig, told: Mapping[str, Any], line: Line) -> None:
         cases = validation.cases(looked_at, config, shape)
         if len(cases) < len(looked_at):
             line.say(f"{len(cases)} of {len(looked_at)} pictures to validate with can be used")
-        record = Record(trainer, checkpoints, cases)
+        record = Record(trainer, checkpoints, cases, learnt_from.digest())
     steps = range(trainer.step, config.iterations)
     with closing(reader.ahead(steps, list(trainer.pools))) as crops:
         stop = False

@@ -1,5 +1,6 @@
 """Which pictures there are to train on, and how one of them is read."""
 
+import hashlib
 import posixpath
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,6 +46,11 @@ class Pictures:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def digest(self) -> str:
+        """Of their names and their order, wherever they are."""
+        names = (f"{file.uri.rpartition('/')[2]} {file.offset}\n" for file in self.targets)
+        return hashlib.sha256("".join(names).encode()).hexdigest()
 
 
 def find(config: TrainConfig) -> Pictures:

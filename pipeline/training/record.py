@@ -32,12 +32,15 @@ _JSONL = "application/x-ndjson"
 class Record:
     """Kept by the first worker. Metrics of the steps since the last checkpoint can be lost."""
 
-    def __init__(self, trainer: Trainer, checkpoints: Checkpoints, cases: Sequence[Case]) -> None:
-        self._trainer, self._cases = trainer, cases
+    def __init__(
+        self, trainer: Trainer, checkpoints: Checkpoints, cases: Sequence[Case], pictures: str
+    ) -> None:
+        """cases: what is validated. pictures: the digest of those that are learnt from."""
+        self._trainer, self._cases, self._pictures = trainer, cases, pictures
         self._store, self._output = checkpoints.store, checkpoints.output
         self._lines = [line for line in self._earlier() if line["step"] <= trainer.step]
         self._losses = list[Mapping[str, Tensor]]()
-        self._since = time.monotonic()
+        self._since, self._waited_s = time.monotonic(), trainer.waited_s
         self._folder = tempfile.TemporaryDirectory(prefix="remaster-tensorboard-")
         self._board = SummaryWriter(self._folder.name, purge_step=trainer.step + 1)
 
@@ -66,10 +69,12 @@ class Record:
         values = self._means()
         values |= {
             "steps_per_s": count / seconds,
+            "waiting": (self._trainer.waited_s - self._waited_s) / seconds,
             "memory_mb": peak_bytes(self._trainer.place.device) / 1e6,
         }
         values |= {"rate": self._trainer.adam.param_groups[0]["lr"], "skipped": len(skipped)}
         self._losses, self._since = [], time.monotonic()
+        self._waited_s = self._trainer.waited_s
         return self._note(values)
 
     def _means(self) -> dict[str, float]:
@@ -111,7 +116,7 @@ class Record:
             "licence": config.licence,
             "stage": config.stage,
             "recipe": recipe,
-            "training": hashlib.sha256(f"{recipe}{step}".encode()).hexdigest(),
+            "training": hashlib.sha256(f"{recipe}{self._pictures}{step}".encode()).hexdigest(),
         }
         for name, data in state.export(self._trainer, facts).items():
             self._publish(name, data)

@@ -1,12 +1,12 @@
 """Checkpoints of a training, which go on bit for bit, and its exports, which other programs read.
 
-    <output>/checkpoints/latest.json     which slot is the last whole one
+    <output>/checkpoints/latest.json     which slots hold whole ones, the last first
     <output>/checkpoints/<slot>/         networks.safetensors and a pools-<rank>.safetensors each
     <output>/model.safetensors           the averaged generator, for `jobs/upscale.py`
     <output>/model.pth                   the same under the official keys
 
 Files are published one by one, each whole or not at all, and `latest.json` last: whatever a
-checkpoint was interrupted in, the one before it stands. Slots are written in turn, so nothing needs
+checkpoint was interrupted in, the ones before it stand. Slots are written in turn, so nothing needs
 to be deleted.
 """
 
@@ -72,11 +72,16 @@ class Checkpoints:
 
     def latest(self) -> dict[str, Any] | None:
         """What is known of the last one: step, slot and files with their sha256."""
+        whole = self._whole()
+        return whole[0] if whole else None
+
+    def _whole(self) -> list[dict[str, Any]]:
+        """What is known of those that are kept, the last first."""
         uri = storage.join(self._root, "latest.json")
         try:
             return json.loads(self.store.read(uri))
         except FileNotFoundError:
-            return None
+            return []
 
     def save_part(self, trainer: Trainer) -> dict[str, str]:
         """One worker's part of a checkpoint: the sha256 of what it published, by name."""
@@ -91,30 +96,29 @@ class Checkpoints:
     def complete(self, step: int, files: Mapping[str, str]) -> None:
         """All workers have published their parts: from now on this is the last checkpoint."""
         facts = {"step": step, "slot": self._slot(), "files": dict(files)}
+        # The oldest was in the slot that has just been written.
+        whole = [facts, *self._whole()][: self._keep]
         uri = storage.join(self._root, "latest.json")
-        self.store.publish(uri, json.dumps(facts, indent=1).encode())
+        self.store.publish(uri, json.dumps(whole, indent=1).encode())
 
-    def restore(self, trainer: Trainer) -> bool:
-        """Brings a trainer to where the last checkpoint was; whether there is one.
+    def restore(self, trainer: Trainer) -> list[str]:
+        """Brings a trainer to where the last checkpoint was, if there is one.
 
-        Raises FatalError when a file of it is not the one that was saved.
+        Returns why others had to be passed over: a file that is missing, or not what was saved.
+        Raises FatalError when that is so of all of them.
         """
-        facts = self.latest()
-        if facts is None:
-            return False
-        _restore_networks(trainer, self._read(facts, "networks.safetensors"))
-        held = dict[str, Tensor]()
-        for name in facts["files"]:
-            if name.startswith("pools-"):  # lanes are shared out anew: workers may have changed
-                held |= self._read(facts, name)
-        for lane, pool in trainer.pools.items():
-            pairs = {
-                name: tensor.to(trainer.place.device)
-                for name, tensor in _below(held, f"{lane}.").items()
-            }
-            pool.load_state_dict({"fill": len(pairs["targets"]) if pairs else 0, **pairs})
-        trainer.step = facts["step"]
-        return True
+        passed = list[str]()
+        for facts in self._whole():
+            try:
+                files = {name: self._read(facts, name) for name in facts["files"]}
+            except FatalError as error:
+                passed.append(f"the checkpoint of step {facts['step']} is passed over: {error}")
+            else:
+                _restore(trainer, facts["step"], files)
+                return passed
+        if passed:
+            raise FatalError(f"no checkpoint can be gone on from: {'; '.join(passed)}")
+        return passed
 
     def _slot(self) -> int:
         """The one behind the last checkpoint's: the oldest."""
@@ -123,7 +127,10 @@ class Checkpoints:
 
     def _read(self, facts: Mapping[str, Any], name: str) -> dict[str, Tensor]:
         uri = storage.join(self._root, f"{facts['slot']}/{name}")
-        data = self.store.read(uri)
+        try:
+            data = self.store.read(uri)
+        except FileNotFoundError as error:
+            raise FatalError(f"{uri} is not there") from error
         found, saved = hashlib.sha256(data).hexdigest(), facts["files"][name]
         if found != saved:
             raise FatalError(f"{uri} is not what was saved: sha256 {found}, not {saved}")
@@ -156,6 +163,22 @@ def networks(trainer: Trainer) -> dict[str, Tensor]:
         tensors |= _prefixed("discriminator.", _state(discriminator))
         tensors |= _prefixed("adam_d.", _moments(trainer.adam_d, discriminator))
     return _on_host(tensors)
+
+
+def _restore(trainer: Trainer, step: int, files: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """files: the tensors of each file of a checkpoint."""
+    _restore_networks(trainer, files["networks.safetensors"])
+    held = dict[str, Tensor]()
+    for name, tensors in files.items():
+        if name.startswith("pools-"):  # lanes are shared out anew: workers may have changed
+            held |= tensors
+    for lane, pool in trainer.pools.items():
+        pairs = {
+            name: tensor.to(trainer.place.device)
+            for name, tensor in _below(held, f"{lane}.").items()
+        }
+        pool.load_state_dict({"fill": len(pairs["targets"]) if pairs else 0, **pairs})
+    trainer.step = step
 
 
 def _restore_networks(trainer: Trainer, tensors: Mapping[str, Tensor]) -> None:

@@ -6,6 +6,7 @@ by L1, a perceptual loss and a discriminator.
 
 import copy
 import resource
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -58,6 +59,8 @@ class Trainer:
         critics: Critics | None = None,
     ) -> None:
         self.config, self.place, self.step = config, place, 0
+        self.waited_s = 0.0
+        """For crops that were not read yet."""
         self.generator = _laid_out(generator, place).train().requires_grad_(True)
         self.averaged = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.adam = _adam(config, self.generator)
@@ -94,26 +97,34 @@ class Trainer:
 
         Both float32 in [0, 1]: (n, 3, H, W) and (n, 3, H / scale, W / scale).
         """
-        return [self._pair(lane, next(crops)) for lane in self.pools]
+        return [self._pair(lane, self._next(crops)) for lane in self.pools]
+
+    def _next(self, crops: Iterator[Crops]) -> Crops:
+        start = time.monotonic()
+        lane = next(crops)
+        self.waited_s += time.monotonic() - start
+        return lane
 
     def _pair(self, lane: int, crops: Crops) -> tuple[Tensor, Tensor]:
         """float32 targets (n, 3, H, W) and inputs (n, 3, H / scale, W / scale) in [0, 1]."""
         targets = self._on_device(crops.targets)
+        x_bchw = targets.float() / 255
+        if self.config.losses.sharpen:
+            x_bchw = sharpen(x_bchw)
         if crops.inputs is not None:
             inputs = self._on_device(crops.inputs)
         else:
-            inputs = self._degraded(lane, targets)
+            inputs = self._degraded(lane, x_bchw)
+        if self.critics is None:  # else the discriminator is shown targets that are not sharpened
+            targets = _levels(x_bchw)
         targets, inputs = self._cut(lane, targets, inputs)
         targets, inputs = self.pools[lane].exchange(self._rng(lane, _POOLED), targets, inputs)
         layout = torch.channels_last
         gt, lq = ((x.float() / 255).contiguous(memory_format=layout) for x in (targets, inputs))
         return gt, lq
 
-    def _degraded(self, lane: int, targets: Tensor) -> Tensor:
-        """uint8 inputs of uint8 targets."""
-        x_bchw = targets.float() / 255
-        if self.config.losses.sharpen:
-            x_bchw = sharpen(x_bchw)
+    def _degraded(self, lane: int, x_bchw: Tensor) -> Tensor:
+        """uint8 inputs of targets in [0, 1]."""
         count, _, height, width = x_bchw.shape
         params = draw(
             self._rng(lane, _DEGRADED),
@@ -123,7 +134,7 @@ class Trainer:
             width=width,
             scale=self.generator.shape.scale,
         )
-        return (apply(x_bchw, params) * 255).round().to(torch.uint8)
+        return _levels(apply(x_bchw, params))
 
     def _cut(self, lane: int, targets: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """The same window of all pairs of a lane."""
@@ -171,7 +182,7 @@ class Trainer:
     def _learn(self, gt: Tensor, lq: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Adds a lane's gradients to the generator's. Returns its losses, and what it made."""
         weights = self.config.losses
-        wanted = sharpen(gt) if weights.sharpen else gt
+        wanted = sharpen(gt) if weights.sharpen and self.critics is not None else gt
         with self._autocast():
             made = self.generator(lq)
         said = {"l1": losses.l1(made, wanted)}
@@ -255,11 +266,16 @@ def peak_bytes(device: torch.device) -> int:
 
 def _laid_out(network: _Network, place: Place) -> _Network:
     """On the device, in the layout that its convolutions are fastest in."""
-    return network.to(place.device).to(memory_format=torch.channels_last)
+    return network.to(place.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _adam(config: TrainConfig, network: nn.Module) -> torch.optim.Adam:
     return torch.optim.Adam(network.parameters(), lr=config.adam.rate, betas=config.adam.betas)
+
+
+def _levels(x_bchw: Tensor) -> Tensor:
+    """uint8 of [0, 1]."""
+    return (x_bchw * 255).round().to(torch.uint8)
 
 
 def _mean(said: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

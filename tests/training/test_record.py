@@ -21,7 +21,7 @@ def record(tmp_path):
     def make(learning):
         high = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
         case = Case("a.png", high, high[::2, ::2].copy(), high)
-        made.append(Record(learning, Checkpoints.of(learning.config), [case]))
+        made.append(Record(learning, Checkpoints.of(learning.config), [case], "49"))
         return made[-1]
 
     yield make

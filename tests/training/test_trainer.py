@@ -8,12 +8,14 @@ import torch.multiprocessing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import advance, config, crops, everything, trainer
+from torch.nn import functional
 
 from pipeline.errors import ConfigError, FatalError
 from pipeline.models import checkpoints
 from pipeline.storage import Store
 from pipeline.training import assembly, state
 from pipeline.training.degradation import Params, apply, draw
+from pipeline.training.sharpen import sharpen
 from pipeline.training.state import Checkpoints
 from pipeline.training.trainer import Place
 
@@ -58,8 +60,25 @@ def test_the_second_stage_tells_what_each_part_of_it_says():
     assert not stop
 
 
-def test_a_generator_that_is_not_told_of_sharpening_sees_the_targets_as_they_are():
-    plain, sharp = (trainer(config(losses={"sharpen": wanted})) for wanted in (False, True))
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_first_stage_learns_from_sharpened_pictures_and_the_second_sharpens_crops(stage):
+    """As in the released code: the discriminator sees the targets as they are."""
+    asked = config(stage=stage, pool=0)
+    learning = trainer(asked)
+    lane = crops(asked, 0, 0)
+    ((gt, _), *_) = learning.pairs(iter([lane, lane]))
+    whole = torch.from_numpy(lane.targets).permute(0, 3, 1, 2) / 255
+    wanted = (sharpen(whole) if stage == "net" else whole) * 255
+    windows = wanted.round().unfold(2, 32, 2).unfold(3, 32, 2).permute(2, 3, 0, 1, 4, 5)
+    assert any(torch.allclose(gt * 255, window) for row in windows for window in row)
+    assert not torch.equal(sharpen(whole), whole)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_generator_that_is_not_told_of_sharpening_sees_the_targets_as_they_are(stage):
+    plain, sharp = (
+        trainer(config(stage=stage, losses={"sharpen": wanted})) for wanted in (False, True)
+    )
     for learning in (plain, sharp):
         advance(learning, 1)
     assert not torch.equal(*(everything(t)["generator.body.0.weight"] for t in (plain, sharp)))
@@ -107,7 +126,7 @@ def test_a_resumed_training_is_bit_for_bit_the_uninterrupted_one(tmp_path_factor
     advance(before, killed)
     kept = Checkpoints(Store(), folder, keep=2)
     kept.complete(before.step, kept.save_part(before))
-    assert Checkpoints(Store(), folder, keep=2).restore(after)
+    assert Checkpoints(Store(), folder, keep=2).restore(after) == []
     assert after.step == killed
     equal(everything(after), everything(before))
     advance(after, 6 - killed)
@@ -117,7 +136,8 @@ def test_a_resumed_training_is_bit_for_bit_the_uninterrupted_one(tmp_path_factor
 def test_a_checkpoint_counts_when_all_of_it_is_there(tmp_path):
     kept = Checkpoints(Store(), str(tmp_path), keep=2)
     learning, restored = trainer(config()), trainer(config())
-    assert not kept.restore(restored)
+    assert kept.restore(restored) == []
+    assert restored.step == 0
     saved = []
     for _ in range(3):
         advance(learning, 1)
@@ -130,12 +150,31 @@ def test_a_checkpoint_counts_when_all_of_it_is_there(tmp_path):
     equal(everything(restored), saved[-1])
 
 
-def test_a_checkpoint_that_was_changed_is_refused(tmp_path):
+@pytest.mark.parametrize("damage", ["changed", "lost"])
+def test_a_checkpoint_that_was_damaged_is_passed_over_for_the_one_before(tmp_path, damage):
     kept, learning = Checkpoints(Store(), str(tmp_path), keep=2), trainer(config())
-    kept.complete(0, kept.save_part(learning))
-    (tmp_path / "checkpoints" / "0" / "networks.safetensors").write_bytes(b"")
-    with pytest.raises(FatalError, match="is not what was saved"):
-        kept.restore(learning)
+    saved = []
+    for _ in range(3):
+        advance(learning, 1)
+        kept.complete(learning.step, kept.save_part(learning))
+        saved.append(everything(learning))
+    slots = [tmp_path / "checkpoints" / str(number) for number in (0, 1)]  # of steps 3 and 2
+    harm(slots[0] / "networks.safetensors", damage)
+    restored = trainer(config())
+    (passed,) = kept.restore(restored)
+    assert "step 3 is passed over" in passed
+    assert restored.step == 2
+    equal(everything(restored), saved[1])
+    harm(slots[1] / "pools-0.safetensors", damage)
+    with pytest.raises(FatalError, match=r"no checkpoint can be gone on from: .*step 3.*step 2"):
+        kept.restore(restored)
+
+
+def harm(file, damage):
+    if damage == "lost":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-1] + b"!")
 
 
 def test_an_output_holds_one_training(tmp_path):
@@ -155,7 +194,7 @@ def test_nothing_temporary_is_left_behind(tmp_path):
     killed.write_bytes(b"half of a checkpoint")
     Checkpoints.of(asked).store.sweep()
     assert sorted(file.name for file in tmp_path.rglob(".*")) == []
-    assert Checkpoints.of(asked).restore(trainer(asked))
+    assert Checkpoints.of(asked).restore(trainer(asked)) == []
 
 
 def in_a_group(rank, world, folder, stage):
@@ -183,6 +222,21 @@ def test_two_workers_are_one_with_twice_the_lanes(tmp_path, stage):
 
 
 # ----------------------------------------------------------------------- what it begins and ends
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4])
+@pytest.mark.parametrize("activation", ["prelu", "relu", "leakyrelu"])
+def test_a_new_compact_network_begins_as_bilinear_enlargement(scale, activation):
+    shape = {"architecture": "SRVGGNetCompact", "features": 16, "convs": 6}
+    asked = config(generator=shape | {"scale": scale, "activation": activation})
+    network = assembly.generator(asked)
+    network.body[-1].weight.data[:, 3:] = 0  # what it learns with
+    x_bchw = torch.rand(1, 3, 12, 9, generator=torch.Generator().manual_seed(0))
+    wanted = functional.interpolate(x_bchw, scale_factor=scale, mode="bilinear")
+    inside = (..., slice(scale, -scale), slice(scale, -scale))
+    torch.testing.assert_close(network(x_bchw)[inside], wanted[inside], rtol=0, atol=1e-5)
+    whole = assembly.generator(asked)(x_bchw)[inside]
+    assert 1e-3 < (whole - wanted[inside]).abs().mean() < 0.1
 
 
 def test_lanes_may_be_clean():
