@@ -23,8 +23,7 @@ from pipeline.training.discriminator import (
 from pipeline.training.losses import Perceptual
 from pipeline.training.trainer import Critics, Place, Trainer
 
-# He's initialisation is too strong for sums of many blocks (X. Wang et al., "ESRGAN", 2018), and
-# for a network that begins as an enlargement of its input.
+# He's initialisation is too strong for sums of many blocks (X. Wang et al., "ESRGAN", 2018).
 _GAIN = 0.1
 _PRELU = 0.25  # torch's first slope
 _DISCRIMINATOR = 0x64  # sets its first weights apart from others of the same seed
@@ -105,7 +104,7 @@ def _initialised(shape: Shape, seed: int) -> Generator:
         # it learnt nothing.
         *stack, last = _convolutions(compact.body)
         _he(stack, slope=_PRELU)
-        _he([last], slope=1, gain=_GAIN)
+        _he([last], slope=1, gain=0)
         _carry(stack, last, shape)
         return compact
 
@@ -129,7 +128,7 @@ def _carry(stack: Sequence[nn.Conv2d], last: nn.Conv2d, shape: SRVGGShape) -> No
 
     The network only adds to nearest pixels, whose blocks it would have to learn to smooth: with He
     alone they were still to be seen after some thousand steps. Pictures are positive, so that none
-    of the activations changes them.
+    of the activations changes them. last: all zeros, else it adds noise to begin with.
     """
     carried = min(shape.in_channels, shape.features)
     for convolution in stack:
@@ -140,7 +139,6 @@ def _carry(stack: Sequence[nn.Conv2d], last: nn.Conv2d, shape: SRVGGShape) -> No
     correction[:, 1, 1] -= 1
     for channel in range(shape.out_channels):
         outputs = slice(channel * shape.scale**2, (channel + 1) * shape.scale**2)
-        last.weight[outputs, :carried] = 0
         last.weight[outputs, min(channel, carried - 1)] = correction
 
 

@@ -230,13 +230,12 @@ def test_a_new_compact_network_begins_as_bilinear_enlargement(scale, activation)
     shape = {"architecture": "SRVGGNetCompact", "features": 16, "convs": 6}
     asked = config(generator=shape | {"scale": scale, "activation": activation})
     network = assembly.generator(asked)
-    network.body[-1].weight.data[:, 3:] = 0  # what it learns with
     x_bchw = torch.rand(1, 3, 12, 9, generator=torch.Generator().manual_seed(0))
     wanted = functional.interpolate(x_bchw, scale_factor=scale, mode="bilinear")
     inside = (..., slice(scale, -scale), slice(scale, -scale))
     torch.testing.assert_close(network(x_bchw)[inside], wanted[inside], rtol=0, atol=1e-5)
-    whole = assembly.generator(asked)(x_bchw)[inside]
-    assert 1e-3 < (whole - wanted[inside]).abs().mean() < 0.1
+    features = network.body[:-1](x_bchw)
+    assert features[:, 3:].std() > 0.1  # there is what it can learn from
 
 
 def test_lanes_may_be_clean():
