@@ -65,7 +65,10 @@ class Encode(Section):
         description="fast (60 megapixels a second and core), balanced (10; 7 to 11 % smaller), "
         "max (0.5 to 5; 7 to 16 % smaller)",
     )
-    jpeg_quality: int = Field(default=95, ge=1, le=100, description="JPEG quality, written 4:4:4")
+    jpeg_quality: int = Field(default=95, ge=1, le=100, description="JPEG quality")
+    jpeg_subsampling: Literal["4:4:4", "4:2:2", "4:2:0"] = Field(
+        default="4:4:4", description="JPEG chroma subsampling"
+    )
     webp_quality: int = Field(default=90, ge=1, le=100, description="WebP quality")
     webp_lossless: bool = Field(default=False, description="lossless WebP")
 
@@ -76,10 +79,54 @@ class Limits(Section):
     max_source_bytes: int = Field(default=2**30, ge=1, description="bytes of a source")
     max_input_pixels: int = Field(default=100_000_000, ge=1, description="pixels of a source")
     max_output_pixels: int = Field(default=1_000_000_000, ge=1, description="pixels of a result")
+    max_metadata_bytes: int = Field(
+        default=64 * 2**20, ge=0, description="bytes of EXIF, XMP, IPTC and ICC profile of a source"
+    )
+    max_pages: int = Field(default=1000, ge=1, description="pages of a TIFF")
+    decode_s: float = Field(default=60, gt=0, description="seconds that a decode may take")
+    decode_bytes: int = Field(
+        default=8 * 2**30, ge=2**26, description="bytes of memory that a decode may take"
+    )
     device_bytes: int | None = Field(
         default=None,
         ge=2**20,
         description="bytes of activations on the device; default by its memory",
+    )
+
+
+class Policy(Section):
+    """What is done where a source says what not every result can."""
+
+    colour: Literal["reject", "convert"] = Field(
+        default="reject", description="CMYK, YCCK and Lab: a failed row, or converted to sRGB"
+    )
+    depth: Literal["reduce", "reject"] = Field(
+        default="reduce",
+        description="16 bits where the result's format has 8 (JPEG, WebP): reduced with a warning, "
+        "or a failed row",
+    )
+    animation: Literal["reject", "first_frame"] = Field(
+        default="reject", description="animated GIF, WebP and PNG"
+    )
+    truncated: Literal["reject", "accept"] = Field(
+        default="reject", description="files that end too soon: a failed row, or what there is"
+    )
+    alpha: Literal["network", "lanczos"] = Field(
+        default="network", description="what enlarges transparency"
+    )
+    resolution: Literal["scale", "keep"] = Field(
+        default="scale",
+        description="pixels per inch of a result: times the factor (the same size in print), or "
+        "as in the source",
+    )
+    source_type: Literal[
+        "algorithmicallyEnhanced", "compositeWithTrainedAlgorithmicMedia", "off"
+    ] = Field(
+        default="algorithmicallyEnhanced",
+        description="IPTC digital source type that results are marked with",
+    )
+    strip_metadata: bool = Field(
+        default=False, description="leave out EXIF, XMP and IPTC; the colour profile stays"
     )
 
 
@@ -212,6 +259,7 @@ class UpscaleConfig(CommandConfig):
     workers: Workers = Workers()
     encode: Encode = Encode()
     limits: Limits = Limits()
+    policy: Policy = Policy()
     report: ReportSection = ReportSection()
     scan: Scan = Scan()
     storage: StorageSection = StorageSection()
@@ -258,9 +306,10 @@ def recipe(
         made["scale"] = config.scale
     if config.format != "auto":
         made["format"] = config.format
-    encode = config.encode.model_dump(exclude_defaults=True)
-    if encode:
-        made["encode"] = encode
+    sections: dict[str, Section] = {"encode": config.encode, "policy": config.policy}
+    for name, section in sections.items():
+        if chosen := section.model_dump(exclude_defaults=True):
+            made[name] = chosen
     return made
 
 

@@ -32,7 +32,7 @@ from pipeline.errors import (
 )
 from pipeline.images.decode import decode, probe
 from pipeline.images.encode import CONTENT_TYPES, check_size, encode
-from pipeline.images.image import Facts, Image, Pixels
+from pipeline.images.image import Facts, Image, Pixels, eight_bit
 from pipeline.models import zoo
 from pipeline.models.zoo import ModelSpec
 from pipeline.plan import FORMATS, source_suffix
@@ -159,7 +159,7 @@ class Worker:
             log.note(*image.warnings)
             width, height = self._final_size(image.width, image.height)
             try:
-                upscaled = visit.upscale(image.pixels, (width, height))
+                upscaled = visit.upscale(eight_bit(image.pixels), (width, height))
             finally:
                 log.add(upscale_s=visit.device_s)
             log.note(*upscaled.warnings)
@@ -232,9 +232,10 @@ class Worker:
     def _encode(self, pixels: Pixels, image: Image, item: Item, log: "_Log") -> bytes:
         factor = pixels.shape[1] / image.width
         # The same physical size: as many times more pixels, so as many times more per inch.
-        dpi = (image.dpi[0] * factor, image.dpi[1] * factor) if image.dpi else None
+        said = image.metadata
+        dpi = (said.dpi[0] * factor, said.dpi[1] * factor) if said.dpi else None
         file, warnings = encode(
-            pixels, item.output_format, self._job.encode, icc_profile=image.icc_profile, dpi=dpi
+            pixels, item.output_format, self._job.encode, icc_profile=said.icc_profile, dpi=dpi
         )
         log.note(*warnings)
         return file

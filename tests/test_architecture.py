@@ -38,7 +38,7 @@ PURE = {
     "attempts": set(),
     "storage": {"errors"},
     "images/image": set(),
-    "images/decode": {"errors", "images"},
+    "images/decode": {"config", "errors", "images"},
     "images/png": set(),
     "report/summary": set(),
     "benchmark/figures": set(),

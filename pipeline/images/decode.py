@@ -14,7 +14,7 @@ import PIL.ImageOps
 import PIL.TiffImagePlugin
 
 from pipeline.errors import DecodeError, ItemError, TooLargeError, UnsupportedError
-from pipeline.images.image import Facts, Image
+from pipeline.images.image import Facts, Image, Metadata
 
 # What is opened at all: those that we read, and those that we can at least name.
 _READ = {"PNG": "png", "JPEG": "jpeg", "MPO": "jpeg", "WEBP": "webp", "TIFF": "tiff"}
@@ -128,8 +128,9 @@ def _image(opened: PIL.Image.Image, facts: Facts) -> Image:
     return Image(
         pixels=pixels.reshape(upright.height, upright.width, -1),
         facts=facts,
-        icc_profile=opened.info.get("icc_profile") or None,
-        dpi=_dpi(opened, upright),
+        metadata=Metadata(
+            icc_profile=opened.info.get("icc_profile") or None, dpi=_dpi(opened, upright)
+        ),
         warnings=_warnings(opened, facts),
     )
 

@@ -1,12 +1,26 @@
-"""A decoded picture: its samples, and what its header said."""
+"""A decoded picture: its samples, what its header said of them, and what else the file says."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
 """(height, width, channels), 0 to 255; 1 gray, 2 gray + alpha, 3 RGB, 4 RGB + alpha (straight)."""
+Samples = NDArray[np.uint8] | NDArray[np.uint16]
+"""`Pixels`, or the same in 16 bits, 0 to 65,535."""
+
+
+def eight_bit(samples: Samples) -> Pixels:
+    """The same in 8 bits, each rounded to the nearest level."""
+    if samples.dtype == np.uint8:
+        return cast(Pixels, samples)
+    return ((samples.astype(np.uint32) * 255 + 32_767) // 65_535).astype(np.uint8)
+
+
+Colour = Literal["bilevel", "gray", "rgb", "palette", "cmyk", "ycck", "lab", "other"]
+Alpha = Literal["none", "straight", "premultiplied", "transparent_colour"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,30 +28,59 @@ class Facts:
     """What the file's header says, before anything is decoded."""
 
     format: str
-    """png, jpeg, webp or tiff."""
+    """png, jpeg, webp, tiff, jpeg2000, gif, bmp or pnm."""
     mode: str
-    """The colour model and layout of the samples as stored, by Pillow's name."""
+    """The colour model and layout of the samples as stored, by Pillow's name; the report's
+    `source_mode`. Above 8 bits with the bits behind a semicolon: `RGB;16`."""
     bit_depth: int
     """Bits a sample; of the index in a palette picture."""
     frames: int
+    """Pages of a TIFF, frames of an animation."""
     width: int
     """Pixels as stored, before the orientation is applied."""
     height: int
     channels: int
     """Of the decoded picture, 1 to 4."""
+    colour: Colour = "rgb"
+    """As stored."""
+    alpha: Alpha = "none"
+    """As stored; `transparent_colour` is PNG's tRNS, GIF's and palettes' transparent entries."""
+    orientation: int = 1
+    """EXIF's, 1 to 8: how the samples have to be turned to be the right way up."""
+
+    @property
+    def sample_bytes(self) -> int:
+        """Of a decoded sample: 1, or 2 above 8 bits."""
+        return 2 if self.bit_depth > 8 else 1
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """What a file says beside its samples, as it stands there, without its container's wrapping."""
+
+    icc_profile: bytes | None = None
+    """The embedded colour profile; the samples stay in its space."""
+    exif: bytes | None = None
+    """A TIFF stream (`II*\\0` or `MM\\0*` and so on), without JPEG's `Exif\\0\\0`."""
+    xmp: bytes | None = None
+    """An XMP packet, UTF-8."""
+    iptc: bytes | None = None
+    """IPTC-IIM records, without Photoshop's image resource around them."""
+    dpi: tuple[float, float] | None = None
+    """Pixels an inch, across and down; None where the file says none, or no unit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A picture the right way up."""
+    """A picture the right way up: of several pages, one."""
 
-    pixels: Pixels
+    pixels: Samples
     facts: Facts
-    icc_profile: bytes | None
-    """The embedded colour profile, byte for byte; the samples stay in its space."""
-    dpi: tuple[float, float] | None
-    warnings: tuple[str, ...]
-    """What the file said and the result will not say."""
+    metadata: Metadata = field(default_factory=Metadata)
+    """Upright like the pixels: dpi across and down as they are now. EXIF still has its tags as
+    the file had them, the orientation included."""
+    warnings: tuple[str, ...] = ()
+    """Codes of what was decided or missing while reading."""
 
     @property
     def width(self) -> int:

@@ -16,7 +16,7 @@ from pipeline import storage
 from pipeline.config import Scan
 from pipeline.errors import ConfigError, ItemError
 from pipeline.images.decode import decode
-from pipeline.images.image import Pixels
+from pipeline.images.image import Pixels, eight_bit
 from pipeline.storage import Store, redact
 from pipeline.training.quality import WINDOW
 from pipeline.training.sheet import resize
@@ -131,7 +131,7 @@ def degraded(target: Pixels, how: Degrading, *, scale: int, rng: np.random.Gener
 def _read(store: Store, uri: str) -> Pixels:
     """uint8 (H, W, 3); a gray picture as three equal channels."""
     try:
-        pixels = decode(store.read(uri), max_pixels=_NO_LIMIT).pixels
+        pixels = eight_bit(decode(store.read(uri), max_pixels=_NO_LIMIT).pixels)
     except ItemError as error:
         raise ConfigError(f"{redact(uri)}: {error}") from error
     channels = pixels.shape[2]

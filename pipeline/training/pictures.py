@@ -13,7 +13,7 @@ from pipeline import manifest, storage
 from pipeline.config import Limits, Scan
 from pipeline.errors import ConfigError, ItemError, PipelineError
 from pipeline.images.decode import decode
-from pipeline.images.image import Pixels
+from pipeline.images.image import Pixels, eight_bit
 from pipeline.storage import Store
 from pipeline.training.config import TrainConfig
 
@@ -210,7 +210,7 @@ def read_rgb(file: File, store: Store) -> Pixels:
         data = store.read(
             file.uri, offset=file.offset, length=file.length, limit=_LIMITS.max_source_bytes
         )
-        pixels = decode(data, max_pixels=_LIMITS.max_input_pixels).pixels
+        pixels = eight_bit(decode(data, max_pixels=_LIMITS.max_input_pixels).pixels)
     except (ItemError, OSError) as error:
         raise UnusableError(file, str(error)) from error
     except (ConfigError, ValueError) as error:  # a bucket with a space, a NUL in a path

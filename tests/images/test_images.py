@@ -126,7 +126,7 @@ def test_pictures_come_out_the_right_way_up_once(orientation):
         method = {0: 0, 1: 1, 2: 2, 3: 4, 4: 5, 5: 6}[step]
         wanted = wanted.transpose(PIL.Image.Transpose(method))
     np.testing.assert_array_equal(image.pixels, np.asarray(wanted))
-    across, down = image.dpi
+    across, down = image.metadata.dpi
     assert (round(across), round(down)) == ((200, 100) if orientation > 4 else (100, 200))
     assert "exif_dropped" not in image.warnings
 
@@ -139,24 +139,24 @@ def test_profile_and_resolution_go_through_and_what_is_lost_is_said():
     image = read(
         saved(picture, "JPEG", icc_profile=profile, dpi=(300, 300), exif=exif, xmp=b"<x/>")
     )
-    assert image.icc_profile == profile
+    assert image.metadata.icc_profile == profile
     assert image.warnings == ("exif_dropped", "xmp_dropped")
     for kind in ("png", "jpeg", "tiff", "webp"):
         file, warnings = encode(
-            image.pixels, kind, Encode(), icc_profile=image.icc_profile, dpi=(1200, 600)
+            image.pixels, kind, Encode(), icc_profile=image.metadata.icc_profile, dpi=(1200, 600)
         )
         again = read(file)
-        assert again.icc_profile == profile
+        assert again.metadata.icc_profile == profile
         assert warnings == (("dpi_dropped",) if kind == "webp" else ())
         if kind != "webp":
-            assert np.allclose(again.dpi, (1200, 600), rtol=1e-3)
+            assert np.allclose(again.metadata.dpi, (1200, 600), rtol=1e-3)
     assert read(saved(picture, "PNG")).warnings == ("icc_untagged",)
 
 
 def test_a_gray_profile_does_not_go_into_a_picture_that_becomes_rgb():
     file, warnings = encode(noise(8, 8, 1), "webp", Encode(), icc_profile=b"profile")
     assert warnings == ("icc_dropped",)
-    assert read(file).icc_profile is None
+    assert read(file).metadata.icc_profile is None
 
 
 def png16(colour_type):
