@@ -143,7 +143,10 @@ class Scan(Section):
     """How a folder of images is read."""
 
     suffixes: tuple[str, ...] = Field(
-        default=(".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"),
+        default=(
+            *(".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".jp2", ".j2k"),
+            *(".gif", ".bmp", ".pnm", ".pgm", ".ppm", ".pbm"),
+        ),
         description="file name endings that count as images, without regard to case",
     )
 

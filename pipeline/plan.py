@@ -25,10 +25,20 @@ FORMATS = {
     ".tif": "tiff",
     ".tiff": "tiff",
     ".webp": "webp",
+    ".jp2": "jpeg2000",
+    ".j2k": "jpeg2000",
+    ".jpx": "jpeg2000",
+    ".gif": "gif",
+    ".bmp": "bmp",
+    ".pnm": "pnm",
+    ".pgm": "pnm",
+    ".ppm": "pnm",
+    ".pbm": "pnm",
 }
+# What is written. The others, and pictures by their name alone, become TIFF, which holds whatever
+# they hold.
 _SUFFIXES = {"png": ".png", "jpeg": ".jpg", "tiff": ".tif", "webp": ".webp"}
-# Pictures by their name that we do not write: they become TIFF, which holds whatever they hold.
-_OTHERS = (".bmp", ".gif", ".jp2", ".j2k", ".jpx", ".pbm", ".pgm", ".ppm", ".pnm", ".avif", ".jfif")
+_OTHERS = (".avif", ".jfif")
 
 _BLOCK_S = 20
 _BLOCK_ROWS = (1, 1024)
@@ -200,7 +210,8 @@ def _target(key: str, uri: str, format: str) -> tuple[str, str, str]:
     """Stem, format and suffix of the result, from names alone."""
     stem, suffix = _split(key)[0], source_suffix(key, uri)
     own = FORMATS.get(suffix.lower())
-    kind = format if format != "auto" else own or ("tiff" if suffix else "png")
+    kept = own if own in _SUFFIXES else "tiff" if suffix else "png"
+    kind = kept if format == "auto" else format
     return stem, kind, suffix if own == kind else _SUFFIXES[kind]
 
 

@@ -21,13 +21,14 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from pipeline.config import Encode, Limits
+from pipeline.config import Encode, Limits, Policy
 from pipeline.errors import (
     ConfigError,
     FetchError,
     ItemError,
     PublishError,
     TooLargeError,
+    UnsupportedError,
     WorkerCrashError,
 )
 from pipeline.images.decode import decode, probe
@@ -154,7 +155,7 @@ class Worker:
                     data = self._fetch(item, log)
                 held.enter_context(self._memory.held(self._admit(data, item, log)))
             with self._codecs, log.timed("decode"):
-                image = decode(data, max_pixels=self._job.limits.max_input_pixels)
+                image = decode(data, self._job.limits, Policy())
             del data
             log.note(*image.warnings)
             width, height = self._final_size(image.width, image.height)
@@ -213,8 +214,10 @@ class Worker:
     def _admit(self, data: bytes, item: Item, log: "_Log") -> int:
         """The bytes that a picture will hold, by its header. Raises ItemError if it is refused."""
         limits = self._job.limits
-        facts = probe(data, max_pixels=limits.max_input_pixels)
+        facts = probe(data, limits, Policy())
         log.saw(facts, item)
+        if facts.format == "tiff" and facts.frames > 1:
+            raise UnsupportedError("unsupported_frames", f"{facts.frames} pages, 1 is written")
         width, height = self._final_size(facts.width, facts.height)
         check_size(item.output_format, width, height, max_pixels=limits.max_output_pixels)
         # The file; the samples as decoded and as the network takes them; those of the result, and

@@ -51,6 +51,8 @@ def left(table, latest, **options):
         ({"uri": "s3://b/x/y.jpeg", "key": "k/y.jpeg"}, "png", "k/y.png", "png"),
         ({"uri": "/data/a.tif"}, "auto", "data/a.tif", "tiff"),
         ({"uri": "s3://b/scan.bmp"}, "auto", "b/scan.tif", "tiff"),
+        ({"uri": "s3://b/scan.JP2"}, "auto", "b/scan.tif", "tiff"),
+        ({"uri": "s3://b/scan.pgm"}, "png", "b/scan.png", "png"),
         ({"uri": "s3://b/page.2024.05"}, "auto", "b/page.2024.05.png", "png"),
         ({"uri": "s3://b/x", "key": "007"}, "webp", "007.webp", "webp"),
         ({"uri": "s3://b/x.jpg", "key": "A/first"}, "auto", "A/first.jpg", "jpeg"),

@@ -6,13 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import samples
-from pipeline.config import Scan
+from pipeline.config import Limits, Policy, Scan
 from pipeline.errors import ConfigError
 from pipeline.images.decode import decode
 from pipeline.images.image import eight_bit
 
 _SUFFIXES = Scan().suffixes
-_NO_LIMIT = 2**40
+_NO_LIMIT = Limits(max_input_pixels=2**40)
 
 
 def found(folder: Path) -> list[Path]:
@@ -83,5 +83,5 @@ def largest_difference(folder: Path, other: Path) -> int:
 
 def _colour(path: Path) -> NDArray[np.int16]:
     """(H, W, 1 or 3), without alpha."""
-    pixels = eight_bit(decode(path.read_bytes(), max_pixels=_NO_LIMIT).pixels)
+    pixels = eight_bit(decode(path.read_bytes(), _NO_LIMIT, Policy()).pixels)
     return pixels[:, :, : 1 if pixels.shape[2] < 3 else 3].astype(np.int16)

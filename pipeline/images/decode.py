@@ -1,172 +1,257 @@
-"""From a file's bytes to a picture: 8-bit gray, RGB, alpha and palette in PNG, JPEG, WebP and TIFF.
+"""From a file's bytes to a picture: facts by its header, then samples as good as they were stored.
 
-Policy is decided on the header, before a sample is decoded; whatever else the file may be is an
-error with a code of its own, never a guess.
+Policy is decided on the header, before a sample is decoded; whatever a codec raises after that
+means that this one file is broken, and is an error with a code of its own, never a guess.
 """
 
 import io
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
+import imagecodecs
 import numpy as np
+import PIL.BmpImagePlugin
+import PIL.GifImagePlugin
 import PIL.Image
-import PIL.ImageOps
-import PIL.TiffImagePlugin
+import PIL.ImageFile
+import PIL.JpegImagePlugin
+import PIL.WebPImagePlugin
+from numpy.typing import NDArray
 
+from pipeline.config import Limits, Policy
 from pipeline.errors import DecodeError, ItemError, TooLargeError, UnsupportedError
-from pipeline.images.image import Facts, Image, Metadata
+from pipeline.images import colour, header, jpeg2000, levels, pnm, read_png, read_tiff
+from pipeline.images.image import Facts, Image, Metadata, Samples, eight_bit
 
-# What is opened at all: those that we read, and those that we can at least name.
-_READ = {"PNG": "png", "JPEG": "jpeg", "MPO": "jpeg", "WEBP": "webp", "TIFF": "tiff"}
-_NAMED = ("GIF", "BMP", "JPEG2000", "PPM", "AVIF", "ICO")
-_OPENED = [*(_READ.keys() - {"MPO"}), *_NAMED]  # Pillow opens an MPO by way of JPEG
+_CONVERTED = ("cmyk", "ycck", "lab")
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+_FIRST_OF_PALETTE = {1: (0,), 2: (0, 3), 3: (0, 1, 2), 4: (0, 1, 2, 3)}
 
-_TO_SAMPLES = {
-    "1": "L",
-    "L": "L",
-    "LA": "LA",
-    "La": "LA",
-    "P": "RGB",
-    "PA": "RGBA",
-    "RGB": "RGB",
-    "RGBX": "RGB",
-    "RGBA": "RGBA",
-    "RGBa": "RGBA",
-}
-_WITH_ALPHA = {"L": "LA", "RGB": "RGBA"}
-
-_BITS_PER_SAMPLE = 258
-_ORIENTATION = 0x0112
-_SUB_IFDS = {34665, 34853}  # EXIF and GPS
+# What completes a file that was cut off. JPEG: the end of the picture. GIF: sub-blocks of zeros,
+# the palette's first entry again and again; a code has 12 bits at most.
+_END_OF_JPEG = b"\xff\xd9"
+_GIF_CODE_BYTES = 1.5
 
 
-def probe(data: bytes, *, max_pixels: int) -> Facts:
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    """Samples as stored, in full range, palettes resolved."""
+
+    samples: Samples
+    truncated: bool = False
+    warnings: tuple[str, ...] = ()
+
+
+def probe(data: bytes, limits: Limits, policy: Policy, *, page: int = 0) -> Facts:
     """What the header says of the picture that a file holds; no sample is decoded.
 
-    data: the whole file. max_pixels: `limits.max_input_pixels`.
+    data: the whole file. page: of a TIFF, counted from 0.
     Raises DecodeError, TooLargeError or UnsupportedError.
     """
-    with _opened(data, max_pixels) as (_, facts):
+    with _codec_boundary(data):
+        facts = header.facts(data, page)
+        _check(facts, limits, policy)
         return facts
 
 
-def decode(data: bytes, *, max_pixels: int) -> Image:
-    """The picture that a file holds. Arguments and errors as of `probe`."""
-    with _opened(data, max_pixels) as (opened, facts):
-        opened.load()
-        return _image(opened, facts)
+def decode(data: bytes, limits: Limits, policy: Policy, *, page: int = 0) -> Image:
+    """The picture that a file holds, the right way up. Arguments and errors as of `probe`."""
+    with _codec_boundary(data):
+        facts = header.facts(data, page)
+        _check(facts, limits, policy)
+        decoded = _decoded(data, facts, page, accept=policy.truncated == "accept")
+        stored = (facts.height, facts.width)
+        if decoded.samples.shape[:2] != stored:
+            raise DecodeError("decode_failed", f"{decoded.samples.shape} samples, not {stored}")
+        metadata, said = _metadata(data, facts, page)
+        samples, metadata, converted = _in_rgb(decoded.samples, facts, metadata, data, page)
+        if facts.alpha == "premultiplied":
+            samples = levels.straight(samples)
+        if metadata.dpi and facts.orientation > 4:
+            metadata = replace(metadata, dpi=metadata.dpi[::-1])
+        return Image(
+            pixels=levels.upright(samples, facts.orientation),
+            facts=facts,
+            metadata=metadata,
+            warnings=(
+                *said,
+                *decoded.warnings,
+                *converted,
+                *("truncated_accepted",) * decoded.truncated,
+                *("frames_dropped",) * (facts.frames > 1 and facts.format != "tiff"),
+            ),
+        )
 
 
 @contextmanager
-def _opened(data: bytes, max_pixels: int) -> Generator[tuple[PIL.Image.Image, Facts]]:
+def _codec_boundary(data: bytes) -> Generator[None]:
     """Whatever a codec raises inside becomes an ItemError."""
-    # Pillow's guard is one for the whole process and warns on stderr; `_check` does its work.
-    PIL.Image.MAX_IMAGE_PIXELS = None
     try:
-        with PIL.Image.open(io.BytesIO(data), formats=_OPENED) as opened:
-            yield opened, _facts(opened, data, max_pixels)
+        yield
     except ItemError:
         raise
     except MemoryError as error:
         raise TooLargeError("decode_memory", f"no memory to decode {len(data)} bytes") from error
-    except PIL.UnidentifiedImageError as error:
-        raise DecodeError("not_an_image", _what_it_is(data)) from error
-    # The codec boundary: mutated files make Pillow raise nearly anything (ValueError, RuntimeError,
-    # SyntaxError, struct.error, ...), and each of them means that this one file is broken.
+    # Mutated files make codecs raise nearly anything (ValueError, RuntimeError, SyntaxError,
+    # struct.error, ...), and each of them means that this one file is broken.
     except Exception as error:
         message = f"{type(error).__name__}: {error} ({len(data)} bytes)"
         raise DecodeError("decode_failed", message) from error
 
 
-def _facts(opened: PIL.Image.Image, data: bytes, max_pixels: int) -> Facts:
-    name = opened.format or "unknown"
-    if name not in _READ:
-        readable = "PNG, JPEG, WebP and TIFF"
-        raise UnsupportedError("unsupported_format", f"{name} is not read yet, {readable} are")
-    frames = int(getattr(opened, "n_frames", 1))
-    depth, samples = _bit_depth(opened, data), _samples(opened)
-    facts = Facts(_READ[name], opened.mode, depth, frames, *opened.size, len(samples))
-    _check(facts, name, max_pixels)
-    return facts
-
-
-def _check(facts: Facts, container: str, max_pixels: int) -> None:
+def _check(facts: Facts, limits: Limits, policy: Policy) -> None:
+    """Raises TooLargeError or UnsupportedError."""
     pixels = facts.width * facts.height
-    if pixels > max_pixels:
+    if not pixels:
+        raise DecodeError("decode_failed", f"{facts.width} x {facts.height} pixels")
+    if pixels > limits.max_input_pixels:
         size = f"{facts.width} x {facts.height} = {pixels:,} pixels"
         raise TooLargeError(
-            "input_too_large", f"{size}, limit {max_pixels:,} (limits.max_input_pixels)"
+            "input_too_large",
+            f"{size}, limit {limits.max_input_pixels:,} (limits.max_input_pixels)",
         )
-    # The further frames of an MPO are a camera's previews and gain maps, not pages.
-    if facts.frames > 1 and container != "MPO":
-        kind = "pages" if container == "TIFF" else "frames of an animation"
-        raise UnsupportedError("unsupported_frames", f"{facts.frames} {kind}, only 1 is read yet")
+    if facts.format == "tiff" and facts.frames > limits.max_pages:
+        raise TooLargeError(
+            "too_many_pages",
+            f"{facts.frames:,} pages, limit {limits.max_pages:,} (limits.max_pages)",
+        )
+    # The further frames of a JPEG are a camera's previews and gain maps.
+    animated = facts.frames > 1 and facts.format not in ("tiff", "jpeg")
+    if animated and policy.animation == "reject":
+        raise UnsupportedError(
+            "unsupported_frames",
+            f"{facts.frames} frames of an animation (policy.animation: first_frame takes one)",
+        )
+    if facts.bit_depth > 16:
+        raise UnsupportedError("unsupported_depth", f"{facts.bit_depth} bits a sample, limit 16")
+    if facts.colour == "other":
+        raise UnsupportedError(
+            "unsupported_colour", f"colour model {facts.mode}, only gray, RGB and palettes are read"
+        )
+    if facts.colour in _CONVERTED and policy.colour == "reject":
+        raise UnsupportedError(
+            "unsupported_colour", f"{facts.mode} samples (policy.colour: convert makes them sRGB)"
+        )
+
+
+def _decoded(data: bytes, facts: Facts, page: int, *, accept: bool) -> _Decoded:
+    """By the codec of the format. accept: what there is of a file that ends too soon."""
+    if facts.format == "png":
+        return _Decoded(*read_png.samples(data, accept_truncated=accept))
+    if facts.format == "pnm":
+        return _Decoded(*pnm.samples(data, accept_truncated=accept))
+    if facts.format == "tiff":
+        return _Decoded(*read_tiff.samples(data, page, accept_truncated=accept))
+    if facts.format == "jpeg2000":
+        return _Decoded(jpeg2000.samples(data, facts))
+    if facts.format == "jpeg":
+        whole = header.jpeg_is_whole(data)
+        if not whole and not accept:
+            raise DecodeError("decode_failed", f"the file ends too soon ({len(data):,} bytes)")
+        return _Decoded(_jpeg(data if whole else data + _END_OF_JPEG, facts), not whole)
+    try:
+        return _Decoded(_by_pillow(data, facts))
+    except OSError:
+        completed = _completed(data, facts)
+        if not accept or completed is None:
+            raise
+        return _Decoded(_by_pillow(completed, facts), truncated=True)
+
+
+def _jpeg(data: bytes, facts: Facts) -> Samples:
     if facts.bit_depth > 8:
-        raise UnsupportedError(
-            "unsupported_depth", f"{facts.bit_depth} bits a sample, only 8 are read yet"
-        )
-    if facts.mode not in _TO_SAMPLES:
-        raise UnsupportedError(
-            "unsupported_colour", f"colour mode {facts.mode}, only gray, RGB and palettes are read"
-        )
+        found = imagecodecs.jpeg8_decode(data)
+        return levels.full_range(found.reshape(*found.shape[:2], -1), 2**facts.bit_depth - 1)
+    # Pillow inverts the inks that Adobe's programs store the other way round.
+    with PIL.JpegImagePlugin.JpegImageFile(io.BytesIO(data)) as opened:
+        found = np.asarray(opened, np.uint8)
+    return found.reshape(*found.shape[:2], -1)
 
 
-def _bit_depth(opened: PIL.Image.Image, data: bytes) -> int:
-    """Bits a sample as the header says: Pillow opens 16-bit RGB as 8 bits without a word."""
-    if opened.format == "PNG":
-        return data[24]  # IHDR: length, type, width, height, then the bit depth
-    if isinstance(opened, PIL.TiffImagePlugin.TiffImageFile):
-        bits = opened.tag_v2.get(_BITS_PER_SAMPLE, (1,))
-        return max(bits) if isinstance(bits, tuple) else int(bits)
-    return {"1": 1, "I;16": 16, "I;16B": 16, "I": 32, "F": 32}.get(opened.mode, 8)
+def _by_pillow(data: bytes, facts: Facts) -> Samples:
+    """GIF, BMP and WebP, of 8 bits all of them, with palettes resolved.
+
+    The format's own class is opened and not Pillow's general `open`, whose guard against large
+    pictures is one for the whole process; `_check` has done its work.
+    """
+    opener = _OPENERS[facts.format]
+    with opener(io.BytesIO(data)) as opened:
+        if facts.colour == "palette":
+            resolved = np.asarray(opened.convert("RGBA"))
+            return resolved[:, :, _FIRST_OF_PALETTE[facts.channels]]
+        found = np.asarray(opened.convert(_MODES[facts.channels]))
+    return found.reshape(*found.shape[:2], -1)
 
 
-def _image(opened: PIL.Image.Image, facts: Facts) -> Image:
-    samples = _samples(opened)
-    upright = PIL.ImageOps.exif_transpose(opened)
-    pixels = np.asarray(upright.convert(samples), dtype=np.uint8)
-    return Image(
-        pixels=pixels.reshape(upright.height, upright.width, -1),
-        facts=facts,
-        metadata=Metadata(
-            icc_profile=opened.info.get("icc_profile") or None, dpi=_dpi(opened, upright)
-        ),
-        warnings=_warnings(opened, facts),
-    )
+_OPENERS: dict[str, type[PIL.ImageFile.ImageFile]] = {
+    "gif": PIL.GifImagePlugin.GifImageFile,
+    "bmp": PIL.BmpImagePlugin.BmpImageFile,
+    "webp": PIL.WebPImagePlugin.WebPImageFile,
+}
 
 
-def _samples(opened: PIL.Image.Image) -> str:
-    """The mode that the picture is decoded to."""
-    samples = _TO_SAMPLES.get(opened.mode, opened.mode)
-    return _WITH_ALPHA.get(samples, samples) if "transparency" in opened.info else samples
+def _completed(data: bytes, facts: Facts) -> bytes | None:
+    """The file with an end that its decoder takes; None where none can be made up."""
+    pixels = facts.width * facts.height
+    if facts.format == "bmp":
+        return data + bytes(4 * pixels + 4 * facts.height)
+    if facts.format == "gif":
+        zeros = b"\xff" + bytes(255)
+        return data + bytes(255) + zeros * (1 + int(pixels * _GIF_CODE_BYTES) // 255)
+    return None
 
 
-def _dpi(opened: PIL.Image.Image, upright: PIL.Image.Image) -> tuple[float, float] | None:
-    dpi = opened.info.get("dpi")
+def _in_rgb(
+    samples: NDArray[Any], facts: Facts, metadata: Metadata, data: bytes, page: int
+) -> tuple[Samples, Metadata, tuple[str, ...]]:
+    """CMYK and Lab as sRGB, which is then the picture's profile; all else as it is."""
+    if facts.colour not in _CONVERTED:
+        return samples, metadata, ()
+    unfit: tuple[str, ...] = ()
+    if facts.colour == "lab":
+        from_zero = facts.format == "jpeg2000" or read_tiff.is_icc_lab(data, page)
+        made = colour.lab_to_srgb(samples[:, :, :3], from_zero=from_zero)
+        rest = samples[:, :, 3:]
+    else:
+        made, fits = colour.cmyk_to_srgb(samples[:, :, :4], metadata.icc_profile)
+        unfit = ("icc_unusable",) if metadata.icc_profile and not fits else ()
+        rest = samples[:, :, 4:]
+    if rest.dtype != made.dtype:
+        rest = eight_bit(rest)
+    metadata = replace(metadata, icc_profile=colour.srgb_profile())
+    joined: NDArray[Any] = np.concatenate([made, rest], axis=2)
+    return joined, metadata, ("colour_converted", *unfit)
+
+
+def _metadata(data: bytes, facts: Facts, page: int) -> tuple[Metadata, tuple[str, ...]]:
+    """What the file says beside the samples, and warnings."""
+    PIL.Image.MAX_IMAGE_PIXELS = None  # it warns of large pictures on stderr, `_check` does not
+    try:
+        with PIL.Image.open(io.BytesIO(data)) as opened:
+            if page:
+                opened.seek(page)
+            info, tags = dict(opened.info), set(opened.getexif())
+    # The pixels are read without Pillow, which need not know the file at all.
+    except Exception:  # noqa: BLE001
+        return Metadata(), ("icc_untagged",)
+    dpi = info.get("dpi")
     if not dpi or not all(0 < value < 1e6 for value in dpi):
-        return None
-    across, down = (float(value) for value in dpi)
-    return (down, across) if upright.size != opened.size else (across, down)
-
-
-def _warnings(opened: PIL.Image.Image, facts: Facts) -> tuple[str, ...]:
+        dpi = None
+    says_more = tags & _SUB_IFDS if facts.format == "tiff" else tags - {_ORIENTATION}
     said = {
-        "icc_untagged": not opened.info.get("icc_profile"),
-        "exif_dropped": _says_more(opened, facts),
-        "xmp_dropped": bool(opened.info.get("xmp")),
-        "iptc_dropped": bool(opened.info.get("photoshop")),
-        "frames_dropped": facts.frames > 1,
+        "icc_untagged": not info.get("icc_profile"),
+        "exif_dropped": bool(says_more),
+        "xmp_dropped": bool(info.get("xmp")),
+        "iptc_dropped": bool(info.get("photoshop")),
     }
-    return tuple(code for code, holds in said.items() if holds)
+    metadata = Metadata(
+        icc_profile=info.get("icc_profile") or None,
+        dpi=(float(dpi[0]), float(dpi[1])) if dpi else None,
+    )
+    return metadata, tuple(code for code, holds in said.items() if holds)
 
 
-def _says_more(opened: PIL.Image.Image, facts: Facts) -> bool:
-    """Whether there is EXIF beyond the orientation, which is applied, and TIFF's own structure."""
-    tags = set(opened.getexif())
-    return bool(tags & _SUB_IFDS if facts.format == "tiff" else tags - {_ORIENTATION})
-
-
-def _what_it_is(data: bytes) -> str:
-    if not data:
-        return "the file is empty (0 bytes)"
-    return f"no picture: {len(data)} bytes that begin with {data[:16]!r}"
+_ORIENTATION = 0x0112
+_SUB_IFDS = {34665, 34853}  # EXIF and GPS

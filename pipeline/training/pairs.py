@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from pipeline import storage
-from pipeline.config import Scan
+from pipeline.config import Limits, Policy, Scan
 from pipeline.errors import ConfigError, ItemError
 from pipeline.images.decode import decode
 from pipeline.images.image import Pixels, eight_bit
@@ -28,7 +28,7 @@ _TARGETS = re.compile(r"(?:^|[_/-])(?:gt|hr|high|target)", re.IGNORECASE)
 _INPUTS = re.compile(r"(?:^|[_/-])(?:lr|lq|low|input)", re.IGNORECASE)
 
 _SUFFIXES = Scan().suffixes
-_NO_LIMIT = 2**40
+_NO_LIMIT = Limits(max_input_pixels=2**40)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ def degraded(target: Pixels, how: Degrading, *, scale: int, rng: np.random.Gener
 def _read(store: Store, uri: str) -> Pixels:
     """uint8 (H, W, 3); a gray picture as three equal channels."""
     try:
-        pixels = eight_bit(decode(store.read(uri), max_pixels=_NO_LIMIT).pixels)
+        pixels = eight_bit(decode(store.read(uri), _NO_LIMIT, Policy()).pixels)
     except ItemError as error:
         raise ConfigError(f"{redact(uri)}: {error}") from error
     channels = pixels.shape[2]

@@ -10,7 +10,7 @@ from typing import Literal, cast
 import numpy as np
 
 from pipeline import manifest, storage
-from pipeline.config import Limits, Scan
+from pipeline.config import Limits, Policy, Scan
 from pipeline.errors import ConfigError, ItemError, PipelineError
 from pipeline.images.decode import decode
 from pipeline.images.image import Pixels, eight_bit
@@ -210,7 +210,7 @@ def read_rgb(file: File, store: Store) -> Pixels:
         data = store.read(
             file.uri, offset=file.offset, length=file.length, limit=_LIMITS.max_source_bytes
         )
-        pixels = eight_bit(decode(data, max_pixels=_LIMITS.max_input_pixels).pixels)
+        pixels = eight_bit(decode(data, _LIMITS, Policy()).pixels)
     except (ItemError, OSError) as error:
         raise UnusableError(file, str(error)) from error
     except (ConfigError, ValueError) as error:  # a bucket with a space, a NUL in a path

@@ -24,6 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "engine")]
 from networks import whole  # noqa: E402
 from production import Production, drawn, loaded, weights, written  # noqa: E402
 
+from pipeline.config import Limits, Policy  # noqa: E402
 from pipeline.engine.upscaler import Upscaler  # noqa: E402
 from pipeline.images.decode import decode  # noqa: E402
 
@@ -99,7 +100,8 @@ def check(rows: list[dict], pictures: list[np.ndarray], net: torch.nn.Module) ->
     for index in np.random.default_rng(1).permutation(len(rows))[:CHECKED].tolist():
         row = rows[index]
         assert row["status"] == "done", row
-        made = decode(Path(row["output_uri"]).read_bytes(), max_pixels=2**40).pixels
+        limits = Limits(max_input_pixels=2**40)
+        made = decode(Path(row["output_uri"]).read_bytes(), limits, Policy()).pixels
         off = np.abs(made - np.rint(whole(net, pictures[int(Path(row["key"]).stem)])))
         assert off.max() <= 1, row
         samples, ties = samples + off.size, ties + np.count_nonzero(off)

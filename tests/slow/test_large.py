@@ -19,6 +19,7 @@ import torch
 from networks import forward, network, whole
 from production import Production, drawn, loaded, resident, weights, written
 
+from pipeline.config import Limits, Policy
 from pipeline.engine.upscaler import Upscaler
 from pipeline.images.decode import decode
 from pipeline.models.rrdbnet import RRDBNetShape
@@ -131,7 +132,8 @@ def test_a_worker_takes_24_megapixels_in_6_gigabytes(tmp_path, width, height):
     assert row["status"] == "done"
     assert (row["output_width"], row["output_height"]) == (4 * width, 4 * height)
     assert peak < 6e9
-    result = decode(Path(row["output_uri"]).read_bytes(), max_pixels=2**40).pixels
+    limits = Limits(max_input_pixels=2**40)
+    result = decode(Path(row["output_uri"]).read_bytes(), limits, Policy()).pixels
     differences(loaded(model), pixels, result, 64, edges=8, inside=12).check()
 
 

@@ -1,0 +1,87 @@
+"""CMYK and Lab to sRGB, for those who ask for it (`policy.colour`)."""
+
+import io
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import PIL.ImageCms
+from numpy.typing import NDArray
+
+from pipeline.images.image import Samples, eight_bit
+
+_MADE = slice(24, 36)  # of an ICC profile's header: when it was made
+_MADE_ALWAYS = bytes.fromhex("07d000010001000000000000")  # the year 2000
+
+
+def srgb_profile() -> bytes:
+    """sRGB as an ICC profile, the same bytes at any time."""
+    made = PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("sRGB")).tobytes()
+    return made[: _MADE.start] + _MADE_ALWAYS + made[_MADE.stop :]
+
+
+def cmyk_to_srgb(inks: NDArray[Any], profile: bytes | None) -> tuple[Samples, bool]:
+    """(height, width, 3) of (height, width, 4), and whether the profile said how.
+
+    inks: none is 0. Without a profile that fits, light is what each ink and black let through.
+    With one the result has 8 bits: ImageCms knows no others.
+    """
+    if profile:
+        try:
+            return _by_profile(inks, profile), True
+        except (OSError, PIL.ImageCms.PyCMSError):  # no profile, or one of another colour space
+            pass
+    full = np.iinfo(inks.dtype).max
+    light = (full - inks).astype(np.uint64)
+    through = (light[:, :, :3] * light[:, :, 3:] + full // 2) // full
+    return through.astype(inks.dtype), False
+
+
+def _by_profile(inks: NDArray[Any], profile: bytes) -> Samples:
+    opened = PIL.Image.fromarray(eight_bit(inks), "CMYK")
+    made = PIL.ImageCms.profileToProfile(
+        opened,
+        PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile)),
+        PIL.ImageCms.createProfile("sRGB"),
+        renderingIntent=PIL.ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        outputMode="RGB",
+        flags=PIL.ImageCms.Flags.BLACKPOINTCOMPENSATION,
+    )
+    assert made is not None  # it is None only where it works in place
+    return np.asarray(made)
+
+
+# XYZ of the ICC's white (D50) to linear sRGB, adapted by Bradford's method
+# (B. Lindbloom, RGB/XYZ Matrices).
+_TO_LINEAR = np.array(
+    [
+        [3.1338561, -1.6168667, -0.4906146],
+        [-0.9787684, 1.9161415, 0.0334540],
+        [0.0719453, -0.2289914, 1.4052427],
+    ],
+    np.float32,
+)
+_WHITE_XYZ = np.array([0.9642, 1.0, 0.8249], np.float32)
+
+
+def lab_to_srgb(stored: NDArray[Any], *, from_zero: bool) -> Samples:
+    """(height, width, 3) of as many; colours beyond sRGB are cut off.
+
+    stored: TIFF's L, a and b; from_zero: a and b begin at 0 (ICCLab) instead of being signed.
+    """
+    full = int(np.iinfo(stored.dtype).max)
+    step, half = (full + 1) // 256, (full + 1) // 2
+    light = stored[:, :, 0].astype(np.float32) * (100 / full)
+    signed = stored[:, :, 1:].astype(np.int32)
+    signed = signed - half if from_zero else (signed + half) % (full + 1) - half
+    a, b = np.moveaxis(signed.astype(np.float32) / step, 2, 0)
+    middle = (light + 16) / 116
+    curve = np.stack([middle + a / 500, middle, middle - b / 200], axis=2)
+    xyz = np.where(curve > 6 / 29, curve**3, (curve - 4 / 29) * 3 * (6 / 29) ** 2) * _WHITE_XYZ
+    linear = np.clip(xyz @ _TO_LINEAR.T, 0, 1)
+    return np.rint(_gamma(linear) * full).astype(stored.dtype)
+
+
+def _gamma(linear: NDArray[np.float32]) -> NDArray[np.float32]:
+    """IEC 61966-2-1."""
+    return np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)

@@ -1,0 +1,136 @@
+"""JPEG 2000: the boxes of JP2 and the codestream's header, and samples as stored."""
+
+import io
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import imagecodecs
+import numpy as np
+import PIL.Jpeg2KImagePlugin
+
+from pipeline.errors import DecodeError, UnsupportedError
+from pipeline.images.image import Alpha, Colour, Facts, Samples
+from pipeline.images.levels import full_range
+
+BOXES = b"\0\0\0\x0cjP  \r\n\x87\n"
+CODESTREAM = b"\xff\x4f\xff\x51"
+
+_SUPERBOXES = {b"jp2h"}
+# The enumerated colour spaces that are not gray or RGB.
+_ENUMERATED: dict[int, Colour] = {12: "cmyk", 14: "lab"}
+_SYCC = 18
+_OPACITY, _PREMULTIPLIED = 1, 2
+_MOST_BOXES = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Size:
+    """The codestream's SIZ."""
+
+    width: int
+    height: int
+    depths: tuple[int, ...]
+    """Bits of each component, negative where it is signed."""
+    subsampled: bool
+
+
+def facts(data: bytes) -> Facts:
+    """Raises DecodeError or UnsupportedError."""
+    boxes = _boxes(data)
+    size = _size(boxes[b"jp2c"])
+    if min(size.depths) < 0 or len({*size.depths}) > 1:
+        signs = ", ".join(f"{'signed ' * (d < 0)}{abs(d)}" for d in size.depths)
+        raise UnsupportedError("unsupported_depth", f"components of {signs} bits")
+    depth, components = size.depths[0], len(size.depths)
+    colour: Colour = "gray" if components < 3 else "rgb"
+    method, _, _, enumerated = struct.unpack_from(">BBBI", boxes.get(b"colr", b"").ljust(7, b"\0"))
+    if method == 1:
+        colour = _ENUMERATED.get(enumerated, colour)
+    alpha = _alpha(boxes, components, colour)
+    if b"pclr" in boxes:
+        colour = "palette"
+    channels = {"gray": 1, "palette": boxes.get(b"pclr", b"\0\0\3")[2]}.get(colour, 3)
+    if colour == "palette":
+        return Facts("jpeg2000", "P", depth, 1, size.width, size.height, channels, colour)
+    names = {"gray": "L", "rgb": "RGB", "cmyk": "CMYK", "lab": "LAB"}
+    mode = names[colour] + {"none": "", "straight": "A"}.get(alpha, "a")
+    spare = components - {"gray": 1, "cmyk": 4}.get(colour, 3) - (alpha != "none")
+    if spare:
+        raise UnsupportedError(
+            "unsupported_colour", f"{components} components, {spare} more than {mode} has"
+        )
+    channels += alpha != "none"
+    return Facts("jpeg2000", mode, depth, 1, size.width, size.height, channels, colour, alpha)
+
+
+def samples(data: bytes, said: Facts) -> Samples:
+    """(height, width, components) in full range; palettes and YCbCr as RGB, of 8 bits."""
+    boxes = _boxes(data)
+    size = _size(boxes[b"jp2c"])
+    is_sycc = boxes.get(b"colr", b"")[:1] == b"\1" and boxes[b"colr"][3:7] == _SYCC.to_bytes(4)
+    if said.colour == "palette" or is_sycc or size.subsampled:
+        if said.bit_depth > 8:
+            message = f"{said.bit_depth} bits in a palette, in sYCC or with less chroma"
+            raise UnsupportedError("unsupported_depth", f"{message}, up to 8 are read")
+        # Only Pillow resolves these.
+        with PIL.Jpeg2KImagePlugin.Jpeg2KImageFile(io.BytesIO(data)) as opened:
+            names = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+            found = np.asarray(opened.convert(names[said.channels]), np.uint8)
+            return found.reshape(said.height, said.width, -1)
+    found = imagecodecs.jpeg2k_decode(data, numthreads=1)
+    return full_range(
+        found.reshape(said.height, said.width, len(size.depths)), 2**said.bit_depth - 1
+    )
+
+
+def _alpha(boxes: dict[bytes, bytes], components: int, colour: Colour) -> Alpha:
+    """As the channel definitions say; without them a second or fourth component is one."""
+    definitions = boxes.get(b"cdef", b"")
+    kinds = [kind for _, kind, _ in struct.iter_unpack(">HHH", definitions[2:])]
+    if _OPACITY in kinds or _PREMULTIPLIED in kinds:
+        return "straight" if _OPACITY in kinds else "premultiplied"
+    return "straight" if components in (2, 4) and colour in ("gray", "rgb") else "none"
+
+
+def _size(codestream: bytes) -> _Size:
+    if codestream[:4] != CODESTREAM:
+        raise DecodeError("decode_failed", f"no codestream: {codestream[:4]!r}")
+    right, below, left, top = struct.unpack_from(">4I", codestream, 8)
+    (components,) = struct.unpack_from(">H", codestream, 40)
+    parts = struct.unpack_from(f">{3 * components}B", codestream, 42)
+    depths = tuple(((part & 127) + 1) * (-1 if part & 128 else 1) for part in parts[::3])
+    if right <= left or below <= top or not depths:
+        message = f"an area from {left}, {top} to {right}, {below} with {components} components"
+        raise DecodeError("decode_failed", message)
+    steps = {*parts[1::3], *parts[2::3]}
+    return _Size(right - left, below - top, depths, steps != {1})
+
+
+def _boxes(data: bytes) -> dict[bytes, bytes]:
+    """What is in each kind of box, the first of each; of the codestream its beginning."""
+    if data.startswith(CODESTREAM):
+        return {b"jp2c": data[: 42 + 3 * 16_384]}
+    found: dict[bytes, bytes] = {}
+    for kind, body in _walk(data, 0, len(data)):
+        found.setdefault(kind, body)
+    return found
+
+
+def _walk(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, bytes]]:
+    for _ in range(_MOST_BOXES):
+        if at + 8 > end:
+            return
+        length, kind = struct.unpack_from(">I4s", data, at)
+        body = at + 8
+        if length == 1:
+            (length,) = struct.unpack_from(">Q", data, body)
+            body += 8
+        after = at + length if length else end
+        if after < body:
+            raise DecodeError("decode_failed", f"a box of {length} bytes")
+        if kind in _SUPERBOXES:
+            yield from _walk(data, body, min(after, end))
+        yield kind, data[body : min(after, body + 65_536)]
+        at = after
+    raise DecodeError("decode_failed", f"more than {_MOST_BOXES:,} boxes")

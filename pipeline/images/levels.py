@@ -1,0 +1,42 @@
+"""Samples as `image.Samples` promises them: full range, straight alpha, the right way up."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.images.image import Samples
+
+
+def full_range(stored: NDArray[Any], highest: int) -> Samples:
+    """Levels 0 to `highest` as 0 to 255, or above that to 65,535; rounded to the nearest."""
+    dtype: Any = np.uint8 if highest <= 255 else np.uint16
+    full = int(np.iinfo(dtype).max)
+    if highest == full:
+        return stored.astype(dtype, copy=False)
+    levels = (np.arange(highest + 1, dtype=np.uint64) * full + highest // 2) // highest
+    # Levels that the depth cannot have, of a broken file, are the highest.
+    return levels.astype(dtype)[np.minimum(stored, highest)]
+
+
+def straight(samples: NDArray[Any]) -> Samples:
+    """Colours that were multiplied by their alpha (the last channel) divided by it again.
+
+    Under a transparent pixel nothing is left of the colour: it becomes black.
+    """
+    full = np.iinfo(samples.dtype).max
+    alpha = samples[:, :, -1:].astype(np.uint64)
+    colours = samples[:, :, :-1].astype(np.uint64)
+    divided = np.minimum((colours * full + alpha // 2) // np.maximum(alpha, 1), full)
+    return np.concatenate([divided.astype(samples.dtype), samples[:, :, -1:]], axis=2)
+
+
+def upright(samples: NDArray[Any], orientation: int) -> Samples:
+    """The stored rows and columns turned as EXIF's orientation (1 to 8) says."""
+    if orientation in (5, 6, 7, 8):
+        samples = samples.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        samples = samples[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        samples = samples[::-1]
+    return np.ascontiguousarray(samples)

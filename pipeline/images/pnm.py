@@ -1,0 +1,81 @@
+"""Netpbm's bitmaps, graymaps and pixmaps: plain and raw, up to 16 bits."""
+
+import re
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import DecodeError
+from pipeline.images.image import Colour, Facts, Samples
+from pipeline.images.levels import full_range
+
+_COMMENT = re.compile(rb"#[^\r\n]*")
+_NUMBER = re.compile(rb"(?:\s|#[^\r\n]*[\r\n])+(\d{1,9})")
+_KINDS: dict[int, tuple[Colour, str, int]] = {
+    1: ("bilevel", "1", 1),
+    2: ("gray", "L", 1),
+    3: ("rgb", "RGB", 3),
+}
+
+
+def facts(data: bytes) -> Facts:
+    """Raises DecodeError."""
+    kind, width, height, highest, _ = _header(data)
+    colour, mode, channels = _KINDS[(kind - 1) % 3 + 1]
+    return Facts("pnm", mode, highest.bit_length(), 1, width, height, channels, colour)
+
+
+def samples(data: bytes, *, accept_truncated: bool) -> tuple[Samples, bool]:
+    """(height, width, 1 or 3) in full range, and whether the end was missing (then it is black)."""
+    kind, width, height, highest, start = _header(data)
+    channels = _KINDS[(kind - 1) % 3 + 1][2]
+    count = width * height * channels
+    found: NDArray[Any]
+    if kind <= 3:
+        found = _plain(data[start:], count, digits=kind == 1)
+    elif kind == 4:
+        count = height * ((width + 7) // 8)
+        found = np.frombuffer(data[start : start + count], np.uint8)
+    else:
+        stored = np.dtype(">u2" if highest > 255 else np.uint8)
+        whole = max(0, min(count, (len(data) - start) // stored.itemsize))
+        found = np.frombuffer(data, stored, whole, start)
+    missing = count - len(found)
+    if missing and not accept_truncated:
+        message = f"{len(found):,} samples of {count:,}: the file ends too soon"
+        raise DecodeError("decode_failed", message)
+    found = np.concatenate([found, np.zeros(missing, found.dtype)]) if missing else found
+    if kind == 4:
+        found = np.unpackbits(found.reshape(height, -1), axis=1, count=width)
+    levels = full_range(found.reshape(height, width, channels), highest)
+    return (255 - levels if kind in (1, 4) else levels), bool(missing)  # a set bit is black
+
+
+def _header(data: bytes) -> tuple[int, int, int, int, int]:
+    """Kind (1 to 6), width, height, highest level, and where the samples begin."""
+    kind, at, numbers = data[1] - ord("0"), 2, list[int]()
+    while len(numbers) < (2 if kind in (1, 4) else 3):
+        found = _NUMBER.match(data, at)
+        if not found:
+            raise DecodeError("decode_failed", f"no header of P{kind}: {data[:32]!r}")
+        numbers.append(int(found[1]))
+        at = found.end()
+    width, height, highest = (*numbers, 1)[:3]
+    if not (width and height and 0 < highest < 65_536):
+        message = f"a header of {width} x {height} pixels, highest level {highest}"
+        raise DecodeError("decode_failed", message)
+    return kind, width, height, highest, at + 1
+
+
+def _plain(text: bytes, count: int, *, digits: bool) -> NDArray[np.uint16]:
+    """So many numbers, or as many as there are."""
+    text = _COMMENT.sub(b"", text)
+    if digits:  # of a bitmap, which need no space between them
+        text = bytes(text.translate(None, b" \t\r\n\v\f"))
+        found = np.frombuffer(text, np.uint8)[:count] - ord("0")
+    else:
+        found = np.array(text.split(maxsplit=count)[:count], np.uint32)
+    if len(found) and found.max() > (1 if digits else 65_535):
+        raise DecodeError("decode_failed", "characters that are no samples")
+    return found.astype(np.uint16)

@@ -1,0 +1,314 @@
+"""TIFF: which of its directories are pages, what each says, and its samples at their own depth.
+
+tifffile and imagecodecs decode, strip by strip and tile by tile, so that one that is missing is
+known; libtiff by way of Pillow does what they do not: YCbCr outside of JPEG, and old-style JPEG.
+"""
+
+import io
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import PIL.TiffImagePlugin
+import tifffile
+from numpy.typing import NDArray
+
+from pipeline.errors import DecodeError, TooLargeError, UnsupportedError
+from pipeline.images.ifd import Directory, stream
+from pipeline.images.image import Alpha, Colour, Facts, Samples
+from pipeline.images.levels import full_range
+
+_NEW_SUBFILE, _OLD_SUBFILE = 254, 255
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
+_STRIPS, _ORIENTATION, _SAMPLES, _ROWS, _PLANAR = 273, 274, 277, 278, 284
+_PALETTE, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _INKS, _EXTRA, _KIND = (
+    320,
+    322,
+    323,
+    324,
+    332,
+    338,
+    339,
+)
+_DEPTH, _DNG = 32997, 50706
+
+_REDUCED, _MASK = 1, 4  # bits of NewSubfileType
+_WHITE_IS_ZERO, _YCBCR, _CIELAB, _ICCLAB = 0, 6, 8, 9
+_OLD_JPEG, _JPEG = 6, 7
+_ASSOCIATED, _UNASSOCIATED = 1, 2
+_CMYK_INKS = 1
+
+_COLOURS: dict[int, tuple[Colour, str, int]] = {
+    0: ("gray", "L", 1),
+    1: ("gray", "L", 1),
+    2: ("rgb", "RGB", 3),
+    3: ("palette", "P", 1),
+    5: ("cmyk", "CMYK", 4),
+    6: ("rgb", "RGB", 3),
+    8: ("lab", "LAB", 3),
+    9: ("lab", "LAB", 3),
+}
+_ALPHAS: dict[int, Alpha] = {_ASSOCIATED: "premultiplied", _UNASSOCIATED: "straight"}
+_SAMPLE_KINDS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex floating-point"}
+
+_MOST_DIRECTORIES = 65_536
+_MOST_ENTRIES = 2**22
+_MOST_SAMPLES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """One picture's directory."""
+
+    directory: Directory
+    index: int
+    """In the file's chain, which may hold thumbnails and masks between the pages."""
+    pages: int
+
+
+def facts(data: bytes, page: int) -> Facts:
+    """Raises DecodeError, TooLargeError or UnsupportedError."""
+    found = _page(data, page)
+    tags = found.directory
+    colour, mode, _ = _colour(tags)
+    depth = _bits(tags)
+    if colour == "gray" and depth == 1:
+        colour, mode = "bilevel", "1"
+    place, _ = _extra(tags)
+    alpha = _ALPHAS[tags.numbers(_EXTRA)[place]] if place is not None else "none"
+    channels = {"gray": 1, "bilevel": 1, "palette": _palette(tags)[1]}.get(colour, 3)
+    turned = tags.number(_ORIENTATION, 1)
+    return Facts(
+        "tiff",
+        mode + {"none": "", "straight": "A", "premultiplied": "a"}[alpha],
+        depth,
+        found.pages,
+        tags.number(_WIDTH, 0),
+        tags.number(_HEIGHT, 0),
+        channels + (place is not None),
+        colour,
+        alpha,
+        turned if 1 <= turned <= 8 else 1,
+    )
+
+
+def samples(
+    data: bytes, page: int, *, accept_truncated: bool
+) -> tuple[Samples, bool, tuple[str, ...]]:
+    """(height, width, channels) in full range, whether strips or tiles were missing, warnings.
+
+    As stored but for palettes, which are resolved, gray whose zero is white, which is inverted,
+    and YCbCr, which is RGB. Missing parts are black. Raises DecodeError.
+    """
+    found = _page(data, page)
+    tags = found.directory
+    depth, (colour, _, _) = _bits(tags), _colour(tags)
+    compression = tags.number(_COMPRESSION, 1)
+    if compression == _OLD_JPEG or (
+        compression != _JPEG and tags.number(_PHOTOMETRIC, -1) == _YCBCR
+    ):
+        return _by_libtiff(data, found.index), False, ()
+    stored, missing = _decoded(data, found, accept_truncated=accept_truncated)
+    levels = full_range(stored, 2**depth - 1) if colour != "palette" else stored
+    if colour == "palette":
+        levels = _palette(tags)[0][stored[:, :, 0]]
+    elif tags.number(_PHOTOMETRIC, 1) == _WHITE_IS_ZERO:
+        levels[:, :, 0] = np.iinfo(levels.dtype).max - levels[:, :, 0]
+    place, spare = _extra(tags)
+    wanted = [*range(_colour(tags)[2])]
+    if place is not None:
+        wanted.append(wanted[-1] + 1 + place)
+    if colour == "palette":
+        return levels, missing, ("extra_samples_dropped",) * bool(spare)
+    if spare:
+        levels = levels[:, :, wanted]
+    return levels, missing, ("extra_samples_dropped",) * bool(spare)
+
+
+def is_icc_lab(data: bytes, page: int) -> bool:
+    """Whether Lab's a and b are stored from 0 on and not around it."""
+    return _page(data, page).directory.number(_PHOTOMETRIC, _CIELAB) == _ICCLAB
+
+
+def _page(data: bytes, page: int) -> _Page:
+    """Raises DecodeError where the chain of directories is broken, or a circle."""
+    pages = [
+        (index, directory)
+        for index, directory in enumerate(_directories(data))
+        if _is_page(directory)
+    ]
+    if not pages:
+        raise UnsupportedError(
+            "unsupported_format", "a TIFF of thumbnails only; a camera's raw file perhaps"
+        )
+    if page >= len(pages):
+        raise DecodeError("decode_failed", f"page {page} of {len(pages)}, counted from 0")
+    index, directory = pages[page]
+    if directory.count(_DNG):
+        raise UnsupportedError("unsupported_format", "DNG, a camera's raw file, is not read")
+    return _Page(directory, index, len(pages))
+
+
+def _directories(data: bytes) -> Iterator[Directory]:
+    """The chain, which a broken or hostile file may lead in a circle or through itself."""
+    source, seen, entries = stream(data), set[int](), 0
+    at = source.first
+    if not at:
+        raise DecodeError("decode_failed", "a TIFF without a page")
+    while at:
+        if at in seen:
+            raise DecodeError("decode_failed", f"the directory at byte {at:,} comes up again")
+        seen.add(at)
+        directory = source.directory(at)
+        entries += len(directory.tags)
+        if len(seen) > _MOST_DIRECTORIES or entries > _MOST_ENTRIES:
+            message = f"more than {_MOST_DIRECTORIES:,} directories or {_MOST_ENTRIES:,} tags"
+            raise TooLargeError("too_many_pages", f"{message} in a TIFF")
+        yield directory
+        at = directory.following
+
+
+def _is_page(directory: Directory) -> bool:
+    reduced = directory.number(_NEW_SUBFILE, 0) & (_REDUCED | _MASK)
+    return not reduced and directory.number(_OLD_SUBFILE, 1) != 2
+
+
+def _colour(tags: Directory) -> tuple[Colour, str, int]:
+    """Colour, Pillow's name for it, and its samples a pixel."""
+    photometric = tags.number(_PHOTOMETRIC, -1)
+    if photometric == -1:
+        photometric = 2 if tags.number(_SAMPLES, 1) >= 3 else 1
+    other: tuple[Colour, str, int] = ("other", f"photometric {photometric}", 1)
+    colour = _COLOURS.get(photometric, other)
+    if colour[0] == "cmyk" and tags.number(_INKS, _CMYK_INKS) != _CMYK_INKS:
+        return other
+    return colour
+
+
+def _bits(tags: Directory) -> int:
+    """Bits a sample. Raises UnsupportedError where samples differ, or are no plain integers."""
+    bits = tags.numbers(_BITS) or (1,)
+    kinds = {*tags.numbers(_KIND)} & _SAMPLE_KINDS.keys()
+    if kinds or len({*bits}) > 1 or not 1 <= bits[0] <= 16:
+        kind = "".join(f"{_SAMPLE_KINDS[kind]} " for kind in sorted(kinds))
+        said = ", ".join(f"{depth}" for depth in sorted({*bits}))
+        raise UnsupportedError(
+            "unsupported_depth", f"{kind}samples of {said} bits, unsigned ones of 1 to 16 are read"
+        )
+    if _colour(tags)[0] == "palette" and bits[0] > 8:
+        raise UnsupportedError("unsupported_depth", f"a palette index of {bits[0]} bits, limit 8")
+    return bits[0]
+
+
+def _extra(tags: Directory) -> tuple[int | None, int]:
+    """Which sample after the colour's is alpha, and how many mean nothing to us."""
+    count, colour = tags.number(_SAMPLES, 1), _colour(tags)
+    extra = count - colour[2]
+    if extra < 0:
+        message = f"{count} samples a pixel, {colour[1]} has {colour[2]}"
+        raise DecodeError("decode_failed", message)
+    if count > _MOST_SAMPLES:
+        raise UnsupportedError(
+            "unsupported_colour", f"{count} samples a pixel, at most {_MOST_SAMPLES} are read"
+        )
+    said = tags.numbers(_EXTRA)[:extra]
+    place = next((index for index, kind in enumerate(said) if kind in _ALPHAS), None)
+    if colour[0] == "palette":
+        place = None
+    return place, extra - (place is not None)
+
+
+def _palette(tags: Directory) -> tuple[NDArray[np.uint8], int]:
+    """(2 ** bits, 1 or 3) and the last. Some writers fill 8 of the 16 bits; the rest is noise."""
+    levels = np.array(tags.numbers(_PALETTE), np.uint16)
+    count = 2 ** min(tags.number(_BITS, 1), 8)
+    colours = np.zeros((3, count), np.uint16)
+    if _colour(tags)[0] == "palette":
+        if levels.size != colours.size:
+            message = f"a palette of {levels.size} numbers, {colours.size} are needed"
+            raise DecodeError("decode_failed", message)
+        colours = levels.reshape(3, count)
+    if colours.max() > 255:
+        colours = colours >> 8
+    channels = 1 if (colours == colours[0]).all() else 3
+    return colours[:channels].T.astype(np.uint8), channels
+
+
+def _decoded(data: bytes, found: _Page, *, accept_truncated: bool) -> tuple[NDArray[Any], bool]:
+    """(height, width, samples) as stored, and whether some strip or tile was not there."""
+    _check_parts(found.directory)
+    # It tells what it thinks of a file at length; what matters raises.
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
+    with tifffile.TiffFile(io.BytesIO(data)) as opened:
+        page = opened.pages[found.index]
+        assert isinstance(page, tifffile.TiffPage)
+        planes = page.samplesperpixel if page.planarconfig == 2 else 1
+        shape = (planes, page.imagelength, page.imagewidth, page.samplesperpixel // planes)
+        result = np.zeros(shape, np.uint8 if _bits(found.directory) <= 8 else np.uint16)
+        missing = False
+        for index in range(_parts(found.directory)):
+            try:
+                _decode_part(data, page, index, result)
+            except (DecodeError, IndexError, ValueError, RuntimeError):
+                if not accept_truncated:
+                    raise
+                missing = True
+    return np.concatenate([*result], axis=2) if planes > 1 else result[0], missing
+
+
+def _decode_part(data: bytes, page: tifffile.TiffPage, index: int, result: NDArray[Any]) -> None:
+    """One strip or tile, into its place."""
+    start, size = page.dataoffsets[index], page.databytecounts[index]
+    part = data[start : start + size]
+    if not size or len(part) < size:
+        message = f"part {index} lies at byte {start:,} with {size:,} bytes"
+        raise DecodeError(
+            "decode_failed", f"the file ends too soon: {message}, of {len(data):,} in all"
+        )
+    decoded, (plane, _, top, left, _), _ = page.decode(
+        part, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader
+    )
+    if decoded is None:
+        raise DecodeError("decode_failed", f"part {index} is empty")
+    room = result[plane, top : top + decoded.shape[1], left : left + decoded.shape[2]]
+    room[:] = decoded[0, : room.shape[0], : room.shape[1]]
+
+
+def _check_parts(tags: Directory) -> None:
+    """Raises before anything is allocated by what the strips or tiles say of themselves."""
+    compression = tags.number(_COMPRESSION, 1)
+    if compression != 1 and compression not in tifffile.TIFF.DECOMPRESSORS:
+        raise UnsupportedError("unsupported_format", f"compression {compression} of TIFF")
+    if tags.number(_DEPTH, 1) != 1:
+        raise UnsupportedError("unsupported_format", "a volume of voxels in a TIFF")
+    width, height = tags.number(_WIDTH, 0), tags.number(_HEIGHT, 0)
+    across, down = tags.number(_TILE_WIDTH, width), tags.number(_TILE_HEIGHT, 1)
+    # A tile may reach over the picture's edges, which costs memory; more than this is no tiling.
+    if across * down > 4 * max(width * height, 2**20):
+        message = f"tiles of {across:,} x {down:,} in {width:,} x {height:,} pixels"
+        raise DecodeError("decode_failed", message)
+    found = max(tags.count(_STRIPS), tags.count(_TILES))
+    if not found or found < _parts(tags):
+        raise DecodeError(
+            "decode_failed", f"{found:,} strips or tiles, {_parts(tags):,} are needed"
+        )
+
+
+def _parts(tags: Directory) -> int:
+    """How many strips or tiles make up the page."""
+    width, height = tags.number(_WIDTH, 0), tags.number(_HEIGHT, 0)
+    planes = tags.number(_SAMPLES, 1) if tags.number(_PLANAR, 1) == 2 else 1
+    if tags.count(_TILE_WIDTH):
+        across, down = tags.number(_TILE_WIDTH, 1), tags.number(_TILE_HEIGHT, 1)
+        return planes * math.ceil(width / across) * math.ceil(height / down)
+    rows = min(tags.number(_ROWS, height), height)
+    return planes * math.ceil(height / rows)
+
+
+def _by_libtiff(data: bytes, index: int) -> Samples:
+    with PIL.TiffImagePlugin.TiffImageFile(io.BytesIO(data)) as opened:
+        opened.seek(index)
+        return np.asarray(opened.convert("RGB"), np.uint8)
