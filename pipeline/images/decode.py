@@ -22,17 +22,12 @@ from numpy.typing import NDArray
 
 from pipeline.config import Limits, Policy
 from pipeline.errors import DecodeError, ItemError, TooLargeError, UnsupportedError
-from pipeline.images import colour, header, jpeg2000, levels, pnm, read_png, read_tiff
+from pipeline.images import colour, gif, header, jpeg, jpeg2000, levels, pnm, read_png, read_tiff
 from pipeline.images.image import Facts, Image, Metadata, Samples, eight_bit
 
 _CONVERTED = ("cmyk", "ycck", "lab")
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _FIRST_OF_PALETTE = {1: (0,), 2: (0, 3), 3: (0, 1, 2), 4: (0, 1, 2, 3)}
-
-# What completes a file that was cut off. JPEG: the end of the picture. GIF: sub-blocks of zeros,
-# the palette's first entry again and again; a code has 12 bits at most.
-_END_OF_JPEG = b"\xff\xd9"
-_GIF_CODE_BYTES = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +98,11 @@ def _codec_boundary(data: bytes) -> Generator[None]:
 
 def _check(facts: Facts, limits: Limits, policy: Policy) -> None:
     """Raises TooLargeError or UnsupportedError."""
+    if facts.format == "tiff" and facts.frames > limits.max_pages:
+        raise TooLargeError(
+            "too_many_pages",
+            f"{facts.frames:,} pages, limit {limits.max_pages:,} (limits.max_pages)",
+        )
     pixels = facts.width * facts.height
     if not pixels:
         raise DecodeError("decode_failed", f"{facts.width} x {facts.height} pixels")
@@ -111,11 +111,6 @@ def _check(facts: Facts, limits: Limits, policy: Policy) -> None:
         raise TooLargeError(
             "input_too_large",
             f"{size}, limit {limits.max_input_pixels:,} (limits.max_input_pixels)",
-        )
-    if facts.format == "tiff" and facts.frames > limits.max_pages:
-        raise TooLargeError(
-            "too_many_pages",
-            f"{facts.frames:,} pages, limit {limits.max_pages:,} (limits.max_pages)",
         )
     # The further frames of a JPEG are a camera's previews and gain maps.
     animated = facts.frames > 1 and facts.format not in ("tiff", "jpeg")
@@ -147,13 +142,15 @@ def _decoded(data: bytes, facts: Facts, page: int, *, accept: bool) -> _Decoded:
     if facts.format == "jpeg2000":
         return _Decoded(jpeg2000.samples(data, facts))
     if facts.format == "jpeg":
-        whole = header.jpeg_is_whole(data)
+        whole = jpeg.is_whole(data)
         if not whole and not accept:
             raise DecodeError("decode_failed", f"the file ends too soon ({len(data):,} bytes)")
-        return _Decoded(_jpeg(data if whole else data + _END_OF_JPEG, facts), not whole)
+        return _Decoded(_jpeg(data if whole else data + jpeg.END, facts), not whole)
     try:
+        if facts.format == "gif" and not gif.is_whole(data):
+            raise DecodeError("decode_failed", f"the file ends too soon ({len(data):,} bytes)")
         return _Decoded(_by_pillow(data, facts))
-    except OSError:
+    except (DecodeError, OSError):
         completed = _completed(data, facts)
         if not accept or completed is None:
             raise
@@ -194,12 +191,10 @@ _OPENERS: dict[str, type[PIL.ImageFile.ImageFile]] = {
 
 def _completed(data: bytes, facts: Facts) -> bytes | None:
     """The file with an end that its decoder takes; None where none can be made up."""
-    pixels = facts.width * facts.height
     if facts.format == "bmp":
-        return data + bytes(4 * pixels + 4 * facts.height)
+        return data + bytes(4 * (facts.width + 1) * facts.height)
     if facts.format == "gif":
-        zeros = b"\xff" + bytes(255)
-        return data + bytes(255) + zeros * (1 + int(pixels * _GIF_CODE_BYTES) // 255)
+        return gif.completed(data)
     return None
 
 

@@ -13,6 +13,7 @@ _CODES = {1: "B", 2: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 13: "I
     18: "Q",
 }
 
+_ORIENTATION = 274
 _MOST_ENTRIES = 4096  # cameras write some dozens
 _MOST_NUMBERS = 3 * 65_536  # the longest that we ask for is a colour map
 
@@ -50,9 +51,7 @@ class Stream:
             tag: (kind, length, start + (index + 1) * size - room)
             for index, (tag, kind, length, _) in enumerate(entries)
         }
-        # The last directory of a file that was cut may lack it.
-        tail = self.data[end : end + struct.calcsize(next_code)]
-        following = int.from_bytes(tail, "little" if self.order == "<" else "big")
+        (following,) = struct.unpack_from(self.order + next_code, self.data, end)
         return Directory(self, tags, following)
 
 
@@ -105,6 +104,16 @@ def stream(data: bytes) -> Stream:
         raise DecodeError("decode_failed", f"version {version} of TIFF, 42 and 43 are known")
     (first,) = struct.unpack_from(order + "Q", data, 8)
     return Stream(data, order, big=True, first=first)
+
+
+def orientation(exif: bytes) -> int:
+    """EXIF's orientation; 1 where it says none, or is broken: then the pixels are all there is."""
+    try:
+        block = stream(exif.removeprefix(b"Exif\0\0"))
+        said = block.directory(block.first).number(_ORIENTATION, 1)
+    except (DecodeError, struct.error):
+        return 1
+    return said if 1 <= said <= 8 else 1
 
 
 def _beyond(end: int, data: bytes) -> DecodeError:

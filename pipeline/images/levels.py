@@ -40,3 +40,8 @@ def upright(samples: NDArray[Any], orientation: int) -> Samples:
     if orientation in (3, 4, 7, 8):
         samples = samples[::-1]
     return np.ascontiguousarray(samples)
+
+
+def palette_channels(palette: bytes) -> int:
+    """1 where the palette (red, green and blue in turn) holds only grays, else 3."""
+    return 1 if palette[::3] == palette[1::3] == palette[2::3] else 3

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import DecodeError
 from pipeline.images.image import Samples
+from pipeline.images.levels import palette_channels
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -105,7 +106,7 @@ def header(data: bytes) -> Header:
 def samples(data: bytes, *, accept_truncated: bool) -> tuple[Samples, bool]:
     """(height, width, 1 to 4) with alpha and palettes resolved, and whether the end was missing.
 
-    uint8 or uint16. Gray of 1, 2 and 4 bits has the full range of 8. Palettes have 3 or 4.
+    uint8 or uint16. Gray of 1, 2 and 4 bits has the full range of 8. Palettes of grays are gray.
     Raises DecodeError.
     """
     said = header(data)
@@ -186,7 +187,7 @@ def _unfiltered(lines: bytes, width: int, height: int, said: Header) -> NDArray[
 
 
 def _looked_up(scaled: NDArray[Any], said: Header) -> Samples:
-    """Indices, in the range that gray of their depth has, as (height, width, 3 or 4)."""
+    """Indices, in the range that gray of their depth has, as (height, width, 1 to 4)."""
     entries = np.frombuffer(said.palette or b"", np.uint8)[: 3 * 256]
     colours = np.zeros((256, 4), np.uint8)  # an index beyond the palette is black
     colours[:, 3] = 255
@@ -194,7 +195,9 @@ def _looked_up(scaled: NDArray[Any], said: Header) -> Samples:
     alpha = np.frombuffer(said.transparent or b"", np.uint8)[:256]
     colours[: len(alpha), 3] = alpha
     step = 255 // (2**said.depth - 1)
-    wanted = colours if said.transparent is not None else colours[:, :3]
+    wanted = colours[:, 3 - palette_channels(said.palette or b"") : 3]
+    if said.transparent is not None:
+        wanted = np.concatenate([wanted, colours[:, 3:]], axis=1)
     return wanted[scaled // step] if step > 1 else wanted[scaled]
 
 

@@ -17,6 +17,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from pipeline.errors import DecodeError, TooLargeError, UnsupportedError
+from pipeline.images import jpeg
 from pipeline.images.ifd import Directory, stream
 from pipeline.images.image import Alpha, Colour, Facts, Samples
 from pipeline.images.levels import full_range
@@ -251,7 +252,7 @@ def _decoded(data: bytes, found: _Page, *, accept_truncated: bool) -> tuple[NDAr
         missing = False
         for index in range(_parts(found.directory)):
             try:
-                _decode_part(data, page, index, result)
+                missing |= _decode_part(data, page, index, result, accept=accept_truncated)
             except (DecodeError, IndexError, ValueError, RuntimeError):
                 if not accept_truncated:
                     raise
@@ -259,11 +260,20 @@ def _decoded(data: bytes, found: _Page, *, accept_truncated: bool) -> tuple[NDAr
     return np.concatenate([*result], axis=2) if planes > 1 else result[0], missing
 
 
-def _decode_part(data: bytes, page: tifffile.TiffPage, index: int, result: NDArray[Any]) -> None:
-    """One strip or tile, into its place."""
+def _decode_part(
+    data: bytes, page: tifffile.TiffPage, index: int, result: NDArray[Any], *, accept: bool
+) -> bool:
+    """One strip or tile, into its place; whether its end was missing (accept: then what there is).
+
+    JPEG's decoder goes on in gray where its data end, so that the end is looked for.
+    """
     start, size = page.dataoffsets[index], page.databytecounts[index]
     part = data[start : start + size]
-    if not size or len(part) < size:
+    is_jpeg = page.compression == _JPEG
+    whole = 0 < size == len(part) and (not is_jpeg or jpeg.is_whole(part))
+    if not whole and accept and part:
+        part = part + jpeg.END if is_jpeg else part.ljust(size, b"\0")
+    elif not whole:
         message = f"part {index} lies at byte {start:,} with {size:,} bytes"
         raise DecodeError(
             "decode_failed", f"the file ends too soon: {message}, of {len(data):,} in all"
@@ -275,6 +285,7 @@ def _decode_part(data: bytes, page: tifffile.TiffPage, index: int, result: NDArr
         raise DecodeError("decode_failed", f"part {index} is empty")
     room = result[plane, top : top + decoded.shape[1], left : left + decoded.shape[2]]
     room[:] = decoded[0, : room.shape[0], : room.shape[1]]
+    return not whole
 
 
 def _check_parts(tags: Directory) -> None:

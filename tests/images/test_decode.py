@@ -1,0 +1,726 @@
+"""Decoding: facts by the header, samples as stored, policies, and every broken file an error."""
+
+import contextlib
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import PIL.Image
+import PIL.ImageCms
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from pipeline.config import Limits, Policy
+from pipeline.errors import ItemError
+from pipeline.images import colour, levels
+from pipeline.images.decode import decode, probe
+
+TRICKY = Path(__file__).resolve().parents[3] / "shared" / "data" / "tricky"
+needs_samples = pytest.mark.skipif(not TRICKY.exists(), reason="the shared samples are not here")
+exact = settings(deadline=None, derandomize=True, max_examples=40)
+LIMITS = Limits(max_input_pixels=10**6)
+
+
+def read(data, page=0, limits=LIMITS, **policy):
+    image = decode(data, limits, Policy(**policy), page=page)
+    assert image.facts == probe(data, limits, Policy(**policy), page=page)
+    assert image.pixels.shape[2] == image.facts.channels
+    assert image.pixels.itemsize == image.facts.sample_bytes or image.facts.colour == "cmyk"
+    assert image.pixels.flags.c_contiguous
+    return image
+
+
+def code(data, **options):
+    with pytest.raises(ItemError) as caught:
+        read(data, **options)
+    return caught.value.code
+
+
+def saved(picture, format, **options):
+    file = io.BytesIO()
+    picture.save(file, format, **options)
+    return file.getvalue()
+
+
+def noise(*shape, dtype=np.uint8):
+    return np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+
+
+def picture(*shape):
+    return PIL.Image.fromarray(noise(*shape))
+
+
+def tiff(pixels, **options):
+    file = io.BytesIO()
+    tifffile.imwrite(file, pixels, metadata=None, **options)
+    return file.getvalue()
+
+
+def chunk(kind, data):
+    body = kind + data
+    return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def png(pixels, kind, depth, *more):
+    """A PNG of one written line filter (none) and any colour type; more: chunks before IDAT."""
+    height, width = pixels.shape[:2]
+    if depth == 16:
+        lines = pixels.astype(">u2").reshape(height, -1).view(np.uint8)
+    elif depth == 8:
+        lines = pixels.reshape(height, -1)
+    else:
+        bits = np.unpackbits(pixels.reshape(height, -1, 1), axis=2)[:, :, 8 - depth :]
+        lines = np.packbits(bits.reshape(height, -1), axis=1)
+    rows = b"".join(b"\0" + line.tobytes() for line in lines)
+    header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
+    parts = [(b"IHDR", header), *more, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+# --- Every depth and kind of samples -------------------------------------------------------------
+
+
+@exact
+@given(
+    st.sampled_from([np.uint8, np.uint16]).flatmap(
+        lambda dtype: st.integers(1, 4).flatmap(
+            lambda channels: hnp.arrays(
+                dtype, st.tuples(st.integers(1, 20), st.integers(1, 20), st.just(channels))
+            )
+        )
+    ),
+    st.sampled_from(["png", "tiff", "jpeg2000"]),
+)
+def test_what_imagecodecs_wrote_comes_back_in_its_own_depth(pixels, format):
+    squeezed = np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    if format == "tiff":
+        alpha = {"extrasamples": ["unassalpha"]} if pixels.shape[2] in (2, 4) else {}
+        model = "minisblack" if pixels.shape[2] < 3 else "rgb"
+        if pixels.shape[2] > 1:
+            alpha["planarconfig"] = "contig"
+        data = tiff(squeezed, photometric=model, **alpha)
+    elif format == "png":
+        data = imagecodecs.png_encode(squeezed)
+    else:
+        data = imagecodecs.jpeg2k_encode(squeezed, level=0, reversible=True, codecformat="jp2")
+    image = read(data)
+    np.testing.assert_array_equal(image.pixels, pixels)
+    assert image.pixels.dtype == pixels.dtype
+    mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[pixels.shape[2]]
+    assert image.facts.mode == (mode if pixels.itemsize == 1 else f"{mode};16")
+    assert image.facts.bit_depth == 8 * pixels.itemsize
+    assert image.facts.alpha == ("straight" if pixels.shape[2] in (2, 4) else "none")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "GIF", "BMP", "PPM", "WEBP"])
+def test_every_8_bit_mode_is_read_as_pillow_reads_it(mode, format):
+    if (mode == "LA" and format == "BMP") or (format == "PPM" and mode not in "1 L RGB"):
+        pytest.skip("Pillow writes no such file")
+    source = picture(24, 16, 3 if mode == "P" else 4).convert(mode)
+    data = saved(source, format, **({"lossless": True} if format == "WEBP" else {}))
+    image = read(data)
+    with PIL.Image.open(io.BytesIO(data)) as opened:
+        wanted = np.asarray(opened.convert("RGBA"))
+    gray = image.facts.channels < 3
+    shown = image.pixels[:, :, [0, 0, 0] if gray else [0, 1, 2]]
+    np.testing.assert_array_equal(shown, wanted[:, :, :3])
+    if image.facts.channels in (2, 4):
+        np.testing.assert_array_equal(image.pixels[:, :, -1], wanted[:, :, 3])
+    else:
+        assert (wanted[:, :, 3] == 255).all()
+    assert gray == (mode in ("1", "L", "LA") and format != "WEBP")
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_shallow_gray_has_the_full_range(depth):
+    highest = 2**depth - 1
+    stored = np.arange(16, dtype=np.uint8).reshape(2, 8) % (highest + 1)
+    wanted = stored * (255 // highest)
+    np.testing.assert_array_equal(read(png(stored, 0, depth)).pixels[:, :, 0], wanted)
+    image = read(tiff(stored, bitspersample=depth, photometric="minisblack"))
+    np.testing.assert_array_equal(image.pixels[:, :, 0], wanted)
+    assert (image.facts.colour, image.facts.bit_depth) == (
+        "bilevel" if depth == 1 else "gray",
+        depth,
+    )
+
+
+@pytest.mark.parametrize("depth", [10, 12, 16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_depths_above_8_have_the_full_range_of_16(depth, channels):
+    highest = 2**depth - 1
+    stored = np.linspace(0, highest, 24 * channels).astype(np.uint16).reshape(4, 6, channels)
+    wanted = np.rint(stored * (65_535 / highest))
+    squeezed = np.ascontiguousarray(stored.squeeze())
+    wrapped = [
+        imagecodecs.jpeg2k_encode(squeezed, level=0, bitspersample=depth, codecformat=kind)
+        for kind in ("jp2", "j2k")
+    ]
+    raw = f"P{5 if channels == 1 else 6} # said\n6 4\n{highest}\n".encode()
+    plain = f"P{2 if channels == 1 else 3}\n6 4 # wide\n{highest}\n".encode()
+    text = " ".join(str(value) for value in stored.ravel()).encode()
+    for data in (*wrapped, raw + stored.astype(">u2").tobytes(), plain + text):
+        image = read(data)
+        assert image.pixels.dtype == np.uint16
+        assert image.facts.mode == f"{'L' if channels == 1 else 'RGB'};{depth}"
+        np.testing.assert_array_equal(image.pixels, wanted)
+
+
+def test_netpbm_in_all_its_kinds():
+    assert read(b"P1\n3 2\n101\n0 1 0").pixels[:, :, 0].tolist() == [[0, 255, 0], [255, 0, 255]]
+    assert read(b"P4 3 2\n\xa0\x40").pixels[:, :, 0].tolist() == [[0, 255, 0], [255, 0, 255]]
+    assert read(b"P2 2 1 3 1 # one\n3").pixels[:, :, 0].tolist() == [[85, 255]]
+    assert (
+        code(b"P3 1 1 255 1 2 x")
+        == code(b"P5 0 1 255\n")
+        == code(b"P5 1 1 65536\n")
+        == ("decode_failed")
+    )
+
+
+def test_12_bit_jpeg_has_its_16_bits():
+    stored = (np.mgrid[:64, :64].sum(0) * 32).astype(np.uint16)
+    data = imagecodecs.jpeg8_encode(stored, bitspersample=12, level=98)
+    image = read(data)
+    assert (image.facts.mode, image.pixels.dtype) == ("L;12", np.uint16)
+    assert np.abs(image.pixels[:, :, 0] / 16 - stored).max() < 16
+    assert code(data[: len(data) // 2]) == "decode_failed"
+
+
+@pytest.mark.parametrize(
+    ("pixels", "options"),
+    [
+        (noise(4, 4, 3).astype(np.float32), {"photometric": "rgb"}),
+        (noise(4, 4).astype(np.uint32), {}),
+        (noise(4, 4).astype(np.int16), {}),
+        (noise(4, 4).astype(np.float16), {}),
+    ],
+)
+def test_samples_that_are_no_16_bit_integers_are_refused_by_their_numbers(pixels, options):
+    with pytest.raises(ItemError, match=rf"{8 * pixels.itemsize} bits.* 1 to 16") as caught:
+        read(tiff(pixels, **options))
+    assert caught.value.code == "unsupported_depth"
+
+
+# --- Palettes and transparency -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+@pytest.mark.parametrize("entries", [1, 2])
+def test_palettes_become_what_they_hold(depth, entries):
+    gray = bytes(range(0, 3 * entries, 3))
+    stored = (noise(5, 9) & 1) if entries == 2 else np.zeros((5, 9), np.uint8)
+    values = np.frombuffer(gray, np.uint8)[stored]
+    same = b"".join(bytes([value] * 3) for value in gray)
+    image = read(png(stored, 3, depth, (b"PLTE", same)))
+    assert (image.facts.channels, image.facts.colour, image.facts.mode) == (1, "palette", "P")
+    np.testing.assert_array_equal(image.pixels[:, :, 0], values)
+    image = read(png(stored, 3, depth, (b"PLTE", same), (b"tRNS", b"\7")))
+    np.testing.assert_array_equal(image.pixels[:, :, 1], np.where(stored == 0, 7, 255))
+    image = read(png(stored, 3, depth, (b"PLTE", b"\1\2\3" * entries)))
+    assert (image.pixels == [1, 2, 3]).all()
+
+
+@pytest.mark.parametrize("depth", [2, 8, 16])
+def test_a_transparent_colour_is_compared_as_it_is_stored(depth):
+    full = 65_535 if depth == 16 else 255
+    gray = np.array([[0, 2], [3, 2]], np.uint16 if depth == 16 else np.uint8)
+    image = read(png(gray, 0, depth, (b"tRNS", b"\0\2")))
+    np.testing.assert_array_equal(image.pixels[:, :, 1], [[full, 0], [full, 0]])
+    assert image.facts.alpha == "transparent_colour"
+    if depth > 2:
+        rgb = np.dstack([gray, gray, gray])
+        rgb[1, 1, 0] ^= 1
+        image = read(png(rgb, 2, depth, (b"tRNS", b"\0\2" * 3)))
+        np.testing.assert_array_equal(image.pixels[:, :, 3], [[full, 0], [full, full]])
+
+
+def test_a_16_bit_colour_key_is_not_compared_in_8_bits():
+    gray = np.array([[0x1234, 0x1235]], np.uint16)
+    image = read(png(gray, 0, 16, (b"tRNS", b"\x12\x34")))
+    assert image.pixels.tolist() == [[[0x1234, 0], [0x1235, 65_535]]]
+
+
+def test_tiff_palettes_of_16_and_of_8_bits():
+    index = noise(4, 5) & 3
+    for step in (1, 256, 257):
+        colours = np.zeros((3, 256), np.uint16)
+        colours[:, :4] = np.arange(12).reshape(3, 4) * 20 * step
+        image = read(tiff(index, photometric="palette", colormap=colours))
+        np.testing.assert_array_equal(image.pixels, (colours // step).T[index])
+        assert image.facts.colour == "palette"
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_premultiplied_colours_are_divided_by_their_alpha(dtype):
+    full = int(np.iinfo(dtype).max)
+    straight = noise(16, 16, 4, dtype=dtype)
+    straight[:, :, 3] |= 1 << (8 * straight.itemsize - 1)
+    share = straight[:, :, 3:] / full
+    stored = np.rint(straight * share).astype(dtype)
+    stored[:, :, 3] = straight[:, :, 3]
+    stored[0, 0] = 0
+    image = read(tiff(stored, photometric="rgb", extrasamples=["assocalpha"]))
+    assert (image.facts.alpha, image.facts.mode[:4]) == ("premultiplied", "RGBa")
+    assert image.pixels[0, 0].tolist() == [0, 0, 0, 0]
+    assert np.abs(image.pixels.astype(int) - straight)[1:].max() <= 1
+    np.testing.assert_array_equal(image.pixels[1:, :, 3], straight[1:, :, 3])
+
+
+def test_samples_of_no_known_meaning_are_dropped_and_said():
+    stored = noise(6, 5, 5, dtype=np.uint16)
+    extra = ["unspecified", "unassalpha"]
+    image = read(tiff(stored, photometric="rgb", extrasamples=extra, planarconfig="contig"))
+    np.testing.assert_array_equal(image.pixels, stored[:, :, [0, 1, 2, 4]])
+    assert "extra_samples_dropped" in image.warnings
+    image = read(tiff(stored[:, :, :4], photometric="rgb", extrasamples=["unspecified"]))
+    np.testing.assert_array_equal(image.pixels, stored[:, :, :3])
+
+
+# --- TIFF's ways ---------------------------------------------------------------------------------
+
+LAYOUTS = {
+    "tiled": {"tile": (16, 32)},
+    "planar": {"planarconfig": "separate"},
+    "planar tiles": {"planarconfig": "separate", "tile": (32, 16), "compression": "zstd"},
+    "lzw": {"compression": "lzw", "predictor": True, "rowsperstrip": 7},
+    "deflate": {"compression": "deflate", "predictor": True},
+    "packbits": {"compression": "packbits"},
+    "big": {"bigtiff": True, "byteorder": ">"},
+    "big-endian": {"byteorder": ">", "compression": "lzw", "predictor": True},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_tiff_in_every_layout(layout, dtype):
+    stored = noise(45, 50, 3, dtype=dtype)
+    if LAYOUTS[layout].get("planarconfig"):
+        data = tiff(np.moveaxis(stored, 2, 0), photometric="rgb", **LAYOUTS[layout])
+    else:
+        data = tiff(stored, photometric="rgb", **LAYOUTS[layout])
+    np.testing.assert_array_equal(read(data).pixels, stored)
+
+
+def test_jpeg_fax_and_ycbcr_in_tiff(capfd):
+    soft = PIL.Image.fromarray(np.mgrid[:64, :48].sum(0).astype(np.uint8) * 2)
+    rgb = PIL.Image.merge("RGB", [soft, soft.rotate(180), soft])
+    for options in (
+        {"compression": "jpeg", "quality": 95},
+        {"compression": "tiff_lzw"},
+    ):
+        for source in (rgb, rgb.convert("YCbCr")):
+            pixels = read(saved(source, "TIFF", **options)).pixels
+            assert np.abs(pixels.astype(int) - np.asarray(rgb)).max() < 12
+    page = picture(40, 37).convert("1")
+    for compression in ("group3", "group4", "packbits", None):
+        image = read(saved(page, "TIFF", compression=compression))
+        np.testing.assert_array_equal(image.pixels[:, :, 0], np.asarray(page.convert("L")))
+        assert image.facts.colour == "bilevel"
+    white_is_zero = tiff(noise(4, 5, dtype=np.uint16), photometric="miniswhite")
+    np.testing.assert_array_equal(
+        read(white_is_zero).pixels[:, :, 0], 65_535 - noise(4, 5, dtype=np.uint16)
+    )
+    assert capfd.readouterr() == ("", "")
+
+
+def pages(*stored, **options):
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        for page in stored:
+            subfile = {"subfiletype": 1} if page.shape[0] == 2 else {}
+            writer.write(page, metadata=None, contiguous=False, **subfile, **options)
+    return file.getvalue()
+
+
+def test_pages_are_decoded_each_by_its_own_facts():
+    stored = [noise(6, 5), noise(2, 2), noise(7, 8, 3), noise(4, 3, dtype=np.uint16)]
+    data = pages(*stored)
+    for page, wanted in enumerate((stored[0], *stored[2:])):
+        image = read(data, page)
+        np.testing.assert_array_equal(image.pixels.squeeze(), wanted)
+        assert image.facts.frames == 3
+        assert "frames_dropped" not in image.warnings
+    with pytest.raises(ItemError, match="page 3 of 3"):
+        read(data, 3)
+    with pytest.raises(ItemError, match=r"3 pages, limit 2 \(limits.max_pages\)") as caught:
+        read(data, limits=Limits(max_pages=2))
+    assert caught.value.code == "too_many_pages"
+    assert code(pages(noise(2, 2))) == "unsupported_format"
+
+
+def test_a_circle_of_pages_is_a_broken_file():
+    data = bytearray(pages(*[noise(4, 4)] * 3))
+    with tifffile.TiffFile(io.BytesIO(bytes(data))) as opened:
+        first, last = opened.pages[0].offset, opened.pages[2].offset
+    (count,) = struct.unpack_from("<H", data, last)
+    struct.pack_into("<I", data, last + 2 + 12 * count, first)
+    with pytest.raises(ItemError, match="comes up again"):
+        read(bytes(data))
+
+
+def test_ten_thousand_pages_are_counted_and_refused():
+    entry = struct.pack("<HHHII", 1, 254, 4, 1, 0)
+    parts = [b"II*\0" + struct.pack("<I", 8)]
+    for index in range(10_000):
+        parts.append(entry + struct.pack("<I", 8 + 18 * (index + 1) if index < 9_999 else 0))
+    with pytest.raises(ItemError, match=r"10,000 pages, limit 1,000"):
+        read(b"".join(parts))
+
+
+# --- Colour --------------------------------------------------------------------------------------
+
+
+def cmyk_profile(nodes):
+    """A printer's profile whose table (2 nodes for each ink) gives the Lab of `nodes`."""
+    table = b"mft1\0\0\0\0\4\3\2\0" + struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 65536)
+    table += bytes(range(256)) * 4 + bytes(nodes) + bytes(range(256)) * 3
+    text = b"desc\0\0\0\0\0\0\0\2x\0" + bytes(80)
+    white = b"XYZ \0\0\0\0" + struct.pack(">3i", 63190, 65536, 54061)
+    tags = [(b"A2B0", table), (b"A2B1", table), (b"desc", text), (b"wtpt", white)]
+    start, entries, bodies = 132 + 12 * len(tags), b"", b""
+    for name, body in tags:
+        body += bytes(-len(body) % 4)
+        entries += struct.pack(">4sII", name, start + len(bodies), len(body))
+        bodies += body
+    head = struct.pack(">I4sI4s4s4s", 0, b"lcms", 0x02400000, b"prtr", b"CMYK", b"Lab ")
+    head += bytes(12) + b"acsp" + bytes(28) + struct.pack(">3i", 63190, 65536, 54061)
+    head = head.ljust(128, b"\0") + struct.pack(">I", len(tags))
+    profile = head + entries + bodies
+    return struct.pack(">I", len(profile)) + profile[4:]
+
+
+def test_cmyk_ycck_and_lab_are_refused_unless_asked_for():
+    rgb = picture(16, 16, 3)
+    files = [saved(rgb.convert("CMYK"), kind) for kind in ("JPEG", "TIFF", "JPEG2000")]
+    files += [saved(rgb.convert("LAB"), "TIFF")]
+    for data in files:
+        assert code(data) == "unsupported_colour"
+        with pytest.raises(ItemError, match=r"policy.colour"):
+            read(data)
+        image = read(data, colour="convert")
+        assert image.pixels.shape == (16, 16, 3)
+        assert "colour_converted" in image.warnings
+        assert image.metadata.icc_profile == colour.srgb_profile()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_cmyk_without_a_profile_lets_light_through(dtype):
+    full = int(np.iinfo(dtype).max)
+    inks = noise(8, 9, 4, dtype=dtype)
+    image = decode(tiff(inks, photometric="separated"), LIMITS, Policy(colour="convert"))
+    light = (full - inks.astype(float)) / full
+    assert np.abs(image.pixels - full * light[:, :, :3] * light[:, :, 3:]).max() <= 0.5 + 1e-6
+    if dtype == np.uint8:
+        naive = PIL.Image.fromarray(inks, "CMYK").convert("RGB")
+        assert np.abs(image.pixels.astype(int) - np.asarray(naive)).max() <= 1
+
+
+def test_cmyk_with_a_profile_is_what_the_profile_says():
+    dark, light = (255, 128, 128), (0, 128, 128)
+    inverted = [value for node in range(16) for value in (dark if node & 1 else light)]
+    profile = cmyk_profile(inverted)  # the last ink, black, is light
+    source = PIL.Image.new("CMYK", (8, 8), (0, 0, 0, 255))
+    for kind in ("TIFF", "JPEG"):
+        image = read(saved(source, kind, icc_profile=profile), colour="convert")
+        assert image.pixels.min() > 245
+        assert "icc_unusable" not in image.warnings
+    plain = read(saved(source, "TIFF", icc_profile=b"no profile"), colour="convert")
+    assert plain.pixels.max() == 0
+    assert "icc_unusable" in plain.warnings
+
+
+def test_inks_that_adobe_inverted_and_ycck_come_out_the_right_way():
+    source = PIL.Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # red
+    data = saved(source, "JPEG", quality=95)
+    assert b"Adobe" in data, "Pillow writes inverted inks and says so"
+    red = read(data, colour="convert").pixels
+    assert red[..., 0].min() > 245
+    assert red[..., 1:].max() < 10
+    ycck = imagecodecs.jpeg8_encode(
+        255 - np.asarray(source), colorspace="CMYK", outcolorspace="YCCK", level=95
+    )
+    image = read(ycck, colour="convert")
+    assert image.facts.colour == "ycck"
+    assert np.abs(image.pixels.astype(int) - [255, 0, 0]).max() < 12
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_lab_is_what_littlecms_makes_of_it(dtype):
+    rgb = PIL.Image.fromarray(noise(32, 32, 3) // 2 + 64)
+    srgb, lab = PIL.ImageCms.createProfile("sRGB"), PIL.ImageCms.createProfile("LAB")
+    stored = np.asarray(PIL.ImageCms.profileToProfile(rgb, srgb, lab, outputMode="LAB"))
+    signed = stored.copy()
+    if dtype == np.uint16:
+        signed = np.dstack([stored[..., :1] * np.uint16(257), stored[..., 1:] * np.uint16(256)])
+    for from_zero in (False, True):
+        samples = signed.copy()
+        half = 1 << (8 * samples.itemsize - 1)
+        if from_zero:
+            samples[..., 1:] ^= half
+        made = colour.lab_to_srgb(samples, from_zero=from_zero)
+        off = np.abs(made / (257 if dtype == np.uint16 else 1) - np.asarray(rgb))
+        assert np.percentile(off, 99) <= 4, "Lab in 8 bits is coarse"
+
+
+def test_the_srgb_profile_has_no_date_of_today():
+    profile = colour.srgb_profile()
+    assert profile[24:36] == bytes.fromhex("07d000010001000000000000")
+    opened = PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    assert "sRGB" in PIL.ImageCms.getProfileDescription(opened)
+
+
+# --- Orientation and resolution ------------------------------------------------------------------
+
+TRANSPOSED = {
+    1: [],
+    2: ["FLIP_LEFT_RIGHT"],
+    3: ["ROTATE_180"],
+    4: ["FLIP_TOP_BOTTOM"],
+    5: ["TRANSPOSE"],
+    6: ["ROTATE_270"],
+    7: ["TRANSVERSE"],
+    8: ["ROTATE_90"],
+}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_come_out_the_right_way_up_once(orientation):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    stored = picture(6, 10, 3)
+    wanted = stored
+    for method in TRANSPOSED[orientation]:
+        wanted = wanted.transpose(PIL.Image.Transpose[method])
+    for kind in ("PNG", "WEBP", "TIFF", "JPEG"):
+        options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}
+        data = saved(stored, kind, exif=exif, dpi=(100, 200), **options.get(kind, {}))
+        image = read(data)
+        assert image.facts.orientation == orientation
+        assert (image.facts.width, image.facts.height) == (10, 6)
+        off = np.abs(image.pixels.astype(int) - np.asarray(wanted)).max()
+        assert off <= (8 if kind == "JPEG" else 0)
+        assert "exif_dropped" not in image.warnings
+        if kind != "WEBP":
+            across, down = image.metadata.dpi
+            turned = orientation > 4
+            assert (round(across), round(down)) == ((200, 100) if turned else (100, 200))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_16_bits_are_turned_like_8(orientation):
+    deep = noise(6, 10, dtype=np.uint16)
+    wanted = levels.upright(deep[:, :, None], orientation)
+    tagged = tiff(deep, extratags=[(274, 3, 1, orientation, True)])
+    exif = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0" + struct.pack("<II", orientation, 0)
+    for data in (tagged, png(deep, 0, 16, (b"eXIf", exif))):
+        np.testing.assert_array_equal(read(data).pixels, wanted)
+
+
+# --- Animations and further pictures in a file ---------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
+def test_animations_are_refused_or_give_their_first_frame(format):
+    first, *more = [PIL.Image.fromarray(noise(8, 9, 3) // n) for n in (1, 2, 3)]
+    lossless = {"lossless": True} if format == "WEBP" else {}
+    data = saved(first, format, save_all=True, append_images=more, **lossless)
+    with pytest.raises(ItemError, match=r"3 frames .*policy.animation") as caught:
+        read(data)
+    assert caught.value.code == "unsupported_frames"
+    image = read(data, animation="first_frame")
+    assert "frames_dropped" in image.warnings
+    with PIL.Image.open(io.BytesIO(data)) as opened:
+        np.testing.assert_array_equal(image.pixels[..., :3], np.asarray(opened.convert("RGB")))
+
+
+def test_the_previews_of_a_camera_are_left_out():
+    first, more = picture(16, 16, 3), picture(8, 8, 3)
+    data = saved(first, "MPO", save_all=True, append_images=[more])
+    image = read(data)
+    assert (image.facts.format, image.facts.frames) == ("jpeg", 2)
+    assert "frames_dropped" in image.warnings
+    assert image.pixels.shape == (16, 16, 3)
+
+
+# --- Broken and hostile files --------------------------------------------------------------------
+
+gradient = PIL.Image.fromarray(
+    np.stack([np.mgrid[:48, :48][0] * 5, np.mgrid[:48, :48][1] * 5, noise(48, 48)], 2).astype(
+        np.uint8
+    )
+)
+WHOLE = {
+    "png": saved(gradient, "PNG"),
+    "png16": imagecodecs.png_encode(noise(40, 40, 3, dtype=np.uint16)),
+    "jpeg": saved(gradient, "JPEG"),
+    "progressive": saved(gradient, "JPEG", progressive=True),
+    "webp": saved(gradient, "WEBP"),
+    "webp lossless": saved(gradient, "WEBP", lossless=True),
+    "gif": saved(gradient, "GIF", interlace=0),
+    "bmp": saved(gradient, "BMP"),
+    "bmp1": saved(gradient.convert("1"), "BMP"),
+    "ppm": saved(gradient, "PPM"),
+    "pbm": saved(gradient.convert("1"), "PPM"),
+    "jp2": saved(gradient, "JPEG2000"),
+    "j2k": saved(gradient, "JPEG2000", no_jp2=True),
+    "tiff": tiff(np.asarray(gradient), photometric="rgb", rowsperstrip=8),
+    "tiff lzw": saved(gradient, "TIFF", compression="tiff_lzw"),
+    "tiff deflate": tiff(
+        noise(40, 40, 3), photometric="rgb", compression="deflate", rowsperstrip=8
+    ),
+    "tiff jpeg": tiff(np.asarray(gradient), photometric="rgb", compression="jpeg"),
+    "tiff g4": saved(gradient.convert("1"), "TIFF", compression="group4"),
+    "tiff tiled": tiff(np.asarray(gradient), photometric="rgb", tile=(16, 16)),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_files_that_end_too_soon_are_failures(name, capfd, caplog, recwarn):
+    whole = WHOLE[name]
+    assert read(whole).pixels.shape[:2] in ((48, 48), (40, 40))
+    last = len(whole) - (3 if name == "bmp1" else 1)  # its lines are padded
+    for cut in [*(len(whole) * share // 10 for share in range(10)), last]:
+        assert code(whole[:cut]) in ("not_an_image", "decode_failed"), cut
+    assert capfd.readouterr() == ("", "")
+    assert not caplog.records
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("name", sorted(WHOLE))
+def test_what_there_is_of_a_cut_file_is_taken_if_asked_for(name):
+    whole = WHOLE[name]
+    cut = len(whole) * 7 // 10
+    wanted = read(whole).pixels
+    if name in NOTHING_LEFT:
+        assert code(whole[:cut], truncated="accept") == "decode_failed"
+        return
+    image = read(whole[:cut], truncated="accept")
+    assert "truncated_accepted" in image.warnings
+    assert image.pixels.shape == wanted.shape
+    upper = slice(24, 40) if name.startswith("bmp") else slice(0, 12)
+    if name == "progressive":
+        assert np.abs(image.pixels[upper].astype(int) - wanted[upper]).mean() < 40
+    else:
+        np.testing.assert_array_equal(image.pixels[upper], wanted[upper])
+    assert "truncated_accepted" not in read(whole, truncated="accept").warnings
+
+
+@pytest.mark.parametrize(
+    "name", ["png", "png16", "jpeg", "progressive", "tiff deflate", "tiff jpeg"]
+)
+def test_files_whose_end_is_blank_are_failures(name):
+    """Room was made for the file and not filled: no decoder but Pillow's for PNG minds."""
+    for share in range(5, 10):
+        cut = len(WHOLE[name]) * share // 10
+        blank = WHOLE[name][:cut] + bytes(len(WHOLE[name]) - cut)
+        assert code(blank) == "decode_failed"
+
+
+# The directory stands at the end, or the decoder gives nothing for a part.
+NOTHING_LEFT = {"webp", "webp lossless", "jp2", "j2k", "tiff lzw", "tiff g4"}
+
+
+@exact
+@given(st.data())
+def test_no_mutation_raises_anything_but_an_item_error(data):
+    file = bytearray(WHOLE[data.draw(st.sampled_from(sorted(WHOLE)))])
+    for _ in range(data.draw(st.integers(1, 6))):
+        file[data.draw(st.integers(0, min(len(file) - 1, 400)))] = data.draw(st.integers(0, 255))
+    everything = Policy(colour="convert", animation="first_frame", truncated="accept")
+    with contextlib.suppress(ItemError):
+        decode(bytes(file), LIMITS, everything)
+
+
+@exact
+@given(st.data())
+def test_the_header_is_read_without_anything_but_an_item_error(data):
+    start = WHOLE[data.draw(st.sampled_from(sorted(WHOLE)))][: data.draw(st.integers(0, 64))]
+    with contextlib.suppress(ItemError):
+        probe(start + data.draw(st.binary(max_size=200)), LIMITS, Policy())
+
+
+def test_other_files_say_what_they_are():
+    assert code(b"") == code(b"<html>404</html>") == "not_an_image"
+    with pytest.raises(ItemError, match="<html>"):
+        read(b"<html>404</html>")
+    avif = saved(picture(8, 8, 3), "AVIF")
+    others = [avif, saved(picture(8, 8, 3), "ICO"), b"8BPS" + bytes(30), b"%PDF-1.4", b"P7\n"]
+    assert {code(data) for data in others} == {"unsupported_format"}
+    with pytest.raises(ItemError, match="AVIF is not read, PNG"):
+        read(avif)
+
+
+BOMBS = {
+    "png": b"\x89PNG\r\n\x1a\n"
+    + chunk(b"IHDR", struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0))
+    + chunk(b"IDAT", zlib.compress(bytes(10**6))),
+    "webp": b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0\xff\xff\xff\xff\xff\xff",
+    "gif": b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\2\0;",
+    "pnm": b"P5 50000 50000 255\n",
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_bombs_are_refused_by_their_header(name):
+    with pytest.raises(ItemError, match=r"pixels, limit 1,000,000 \(limits.max_input_pixels\)"):
+        read(BOMBS[name])
+
+
+def test_pages_are_each_checked_for_their_size():
+    data = pages(noise(8, 8), noise(50, 50))
+    limits = Limits(max_input_pixels=100)
+    assert read(data, limits=limits).pixels.shape == (8, 8, 1)
+    with pytest.raises(ItemError, match=r"50 x 50 = 2,500 pixels, limit 100 "):
+        read(data, 1, limits=limits)
+
+
+# --- Samples of others ---------------------------------------------------------------------------
+
+
+@needs_samples
+def test_photographs_in_all_orientations():
+    limits = Limits()
+    upright = [read(file.read_bytes(), limits=limits) for file in sorted(TRICKY.rglob("P*_?.jpg"))]
+    assert {image.pixels.shape for image in upright} == {(1800, 1200, 3)}
+    assert [image.facts.orientation for image in upright] == list(range(1, 9))
+    first = upright[0].pixels.astype(int)
+    far = [np.abs(image.pixels.astype(int) - first).mean() for image in upright]
+    assert max(far) < 3  # a printed number differs
+
+
+@needs_samples
+def test_pngsuite(capfd):
+    found = {}
+    for file in sorted((TRICKY / "pngsuite").glob("*.png")):
+        try:
+            image = read(file.read_bytes())
+        except ItemError as error:
+            found[file.stem] = error.code
+            continue
+        found[file.stem] = (image.pixels.shape[2], image.facts.bit_depth)
+        oracle = imagecodecs.png_decode(file.read_bytes()).reshape(*image.pixels.shape[:2], -1)
+        np.testing.assert_array_equal(image.pixels, oracle[:, :, : image.pixels.shape[2]])
+    deep = {
+        "basi2c16": 3,
+        "basi4a16": 2,
+        "basn0g16": 1,
+        "basn2c16": 3,
+        "basn6a16": 4,
+        "tbwn0g16": 2,
+    }
+    assert {name: found.pop(name) for name in deep} == {name: (n, 16) for name, n in deep.items()}
+    assert found.pop("xs1n0g01") == "not_an_image"
+    assert {found.pop(name) for name in ("xhdn0g08", "xdtn0g01", "xcsn0g01")} == {"decode_failed"}
+    assert found.pop("basn0g01") == (1, 1)
+    assert found.pop("basn4a08") == (2, 8)
+    transparent = ("tbbn3p08", "tm3n3p02", "tbrn2c08", "basi6a08")
+    assert {found.pop(name)[0] for name in transparent} == {4}
+    assert {channels for channels, _ in found.values()} == {3}
