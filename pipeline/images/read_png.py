@@ -6,13 +6,13 @@ in one place, for 8 bits as for 16.
 """
 
 import struct
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import imagecodecs
 import numpy as np
+from isal import isal_zlib
 from numpy.typing import NDArray
 
 from pipeline.errors import DecodeError
@@ -35,6 +35,7 @@ _PLAIN = ((0, 0, 1, 1),)
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 _CHECKED = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
+_STORED_BYTES = 65_535  # of a deflate block
 _MOST_CHUNKS = 2**20  # a gigabyte in the usual 8 KiB pieces has an eighth
 
 
@@ -139,7 +140,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
             if kind == b"IDAT":
                 yield kind, body
             return
-        if kind in _CHECKED and zlib.crc32(view[at + 4 : end]) != int.from_bytes(
+        if kind in _CHECKED and isal_zlib.crc32(view[at + 4 : end]) != int.from_bytes(
             data[end : end + 4]
         ):
             raise DecodeError("decode_failed", f"the checksum of {kind.decode()} is wrong")
@@ -152,7 +153,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
 
 def _inflated(data: bytes, size: int) -> tuple[bytes, bool]:
     """So many bytes of filtered lines, zeros where they are missing, and whether none were."""
-    inflate, parts, missing, ended = zlib.decompressobj(), list[bytes](), size, False
+    inflate, parts, missing, ended = isal_zlib.decompressobj(), list[bytes](), size, False
     found = False
     for kind, body in _chunks(data):
         ended = kind == b"IEND"
@@ -172,7 +173,7 @@ def _unfiltered(lines: bytes, width: int, height: int, said: Header) -> NDArray[
     """One pass as (height, width, stored channels): by libpng, out of a file with that alone."""
     kind = 0 if said.kind == 3 else said.kind  # as gray, so that the index stays one
     ihdr = struct.pack(">IIBBBBB", width, height, said.depth, kind, 0, 0, 0)
-    chunks = ((b"IHDR", ihdr), (b"IDAT", zlib.compress(lines, 0)), (b"IEND", b""))
+    chunks = ((b"IHDR", ihdr), (b"IDAT", _stored(lines)), (b"IEND", b""))
     file = SIGNATURE + b"".join(
         part
         for kind, body in chunks
@@ -180,10 +181,27 @@ def _unfiltered(lines: bytes, width: int, height: int, said: Header) -> NDArray[
             struct.pack(">I", len(body)),
             kind,
             body,
-            struct.pack(">I", zlib.crc32(body, zlib.crc32(kind))),
+            struct.pack(">I", isal_zlib.crc32(body, isal_zlib.crc32(kind))),
         )
     )
     return imagecodecs.png_decode(file).reshape(height, width, said.channels)
+
+
+def _stored(lines: bytes) -> bytes:
+    """As a zlib stream that is not compressed."""
+    starts = range(0, len(lines), _STORED_BYTES)
+    blocks = [memoryview(lines)[start : start + _STORED_BYTES] for start in starts]
+    last = len(blocks) - 1
+    parts = (
+        part
+        for index, block in enumerate(blocks)
+        for part in (
+            struct.pack("<BHH", index == last, len(block), len(block) ^ 0xFFFF),
+            block,
+        )
+    )
+    checksum = struct.pack(">I", isal_zlib.adler32(lines))
+    return b"".join((b"\x78\x01", *parts, checksum))
 
 
 def _looked_up(scaled: NDArray[Any], said: Header) -> Samples:
