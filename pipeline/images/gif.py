@@ -64,8 +64,11 @@ def _blocks(data: bytes) -> _Blocks:
     while at < len(data) and data[at] in (_EXTENSION, _FRAME):
         if data[at] == _FRAME:
             own = _palette(data, at + 10, data[at + 9])
-            if own and not frames:
-                palette = own
+            if not frames:
+                palette = own or palette
+                # Pillow makes room for what of the first frame lies beyond the screen.
+                left, top, across, down = struct.unpack_from("<4H", data, at + 1)
+                width, height = max(width, left + across), max(height, top + down)
             frames += 1
             at += 10 + len(own) + 1  # and the codes' least width
         else:

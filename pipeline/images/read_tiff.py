@@ -7,6 +7,7 @@ known; libtiff by way of Pillow does what they do not: YCbCr outside of JPEG, an
 import io
 import logging
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -320,6 +321,10 @@ def _parts(tags: Directory) -> int:
 
 
 def _by_libtiff(data: bytes, index: int) -> Samples:
-    with PIL.TiffImagePlugin.TiffImageFile(io.BytesIO(data)) as opened:
+    with (
+        # For all threads, but few files come this way, and children that decode have one thread.
+        warnings.catch_warnings(action="ignore"),
+        PIL.TiffImagePlugin.TiffImageFile(io.BytesIO(data)) as opened,
+    ):
         opened.seek(index)
         return np.asarray(opened.convert("RGB"), np.uint8)

@@ -664,6 +664,7 @@ BOMBS = {
     + chunk(b"IDAT", zlib.compress(bytes(10**6))),
     "webp": b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0\xff\xff\xff\xff\xff\xff",
     "gif": b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\2\0;",
+    "gif's frame": b"GIF89a\1\0\1\0\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\2\0;",
     "pnm": b"P5 50000 50000 255\n",
 }
 
