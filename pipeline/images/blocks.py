@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pipeline.errors import TooLargeError
-from pipeline.images import exif, tiff_tags, xmp
-from pipeline.images.containers import (
+from pipeline.images import exif, png_text, tiff_tags, xmp, xmp_edit
+from pipeline.images.walk import (
     APP0,
     APP1,
     APP2,
@@ -112,8 +112,8 @@ def find(data: bytes, format: str, *, page: int, limit: int) -> Blocks:
 
 
 def _in_png(data: bytes, blocks: Blocks) -> None:
-    texts = {b"tEXt": _plain_text, b"zTXt": _compressed_text, b"iTXt": _international_text}
-    broken = {b"iCCP": "icc_broken", b"eXIf": "exif_broken", **dict.fromkeys(texts, "text_broken")}
+    broken = {b"iCCP": "icc_broken", b"eXIf": "exif_broken"}
+    broken |= dict.fromkeys(png_text.KINDS, "text_broken")
     later = list[tuple[str, bytes]]()
     for kind, body, intact in png_chunks(data):
         if kind in broken and not intact:
@@ -130,8 +130,8 @@ def _in_png(data: bytes, blocks: Blocks) -> None:
             kind == b"gAMA" and len(body) == 4 and _is_odd(int.from_bytes(body, "big"))
         ):
             blocks.warn("gamma_dropped")
-        elif kind in texts:
-            _add_text(blocks, texts[kind], body, later)
+        elif kind in png_text.KINDS:
+            _add_text(blocks, kind, body, later)
     # The old ways count where there is no new one.
     for kind, block in later:
         blocks.add(kind, block)
@@ -152,67 +152,25 @@ def _add_inflated(blocks: Blocks, kind: str, start: int, body: memoryview) -> No
         blocks.warn(f"{kind}_broken")
 
 
-Text = Callable[[memoryview, int, Blocks], bytes | memoryview | None]
-
-
-def _add_text(blocks: Blocks, text: Text, body: memoryview, later: list[tuple[str, bytes]]) -> None:
+def _add_text(
+    blocks: Blocks, kind: bytes, body: memoryview, later: list[tuple[str, bytes]]
+) -> None:
     """XMP, or what old programs wrote into texts; other texts have no place in a result."""
-    end = bytes(body[:80]).find(b"\0")
-    keyword = bytes(body[: max(end, 0)])
+    keyword = png_text.keyword(body)
     if keyword != XMP_IN_PNG and not keyword.lower().startswith(RAW_PROFILE.lower()):
         blocks.warn("text_dropped")
         return
-    content = text(body, end + 1, blocks)
+    content = png_text.content(kind, body[len(keyword) + 1 :], blocks.inflated)
     if content is None:
         blocks.warn("xmp_broken" if keyword == XMP_IN_PNG else "text_broken")
     elif keyword == XMP_IN_PNG:
         blocks.add("xmp", content)
     else:
         blocks.take(len(content))
-        later += _raw_profile(bytes(content), blocks)
-
-
-def _plain_text(body: memoryview, at: int, _: Blocks) -> memoryview:
-    return body[at:]
-
-
-def _compressed_text(body: memoryview, at: int, blocks: Blocks) -> bytes | None:
-    return blocks.inflated(body[at + 1 :])
-
-
-def _international_text(body: memoryview, at: int, blocks: Blocks) -> bytes | memoryview | None:
-    compressed = begins(body[at:], b"\1")
-    head = bytes(body[at + 2 : at + 2 + 1000])  # language and translated keyword
-    language = head.find(b"\0")
-    keyword = head.find(b"\0", language + 1)
-    if language < 0 or keyword < 0:
-        return None
-    content = body[at + 2 + keyword + 1 :]
-    return blocks.inflated(content) if compressed else content
-
-
-def _raw_profile(text: bytes, blocks: Blocks) -> list[tuple[str, bytes]]:
-    """ImageMagick's way: a line with the kind, one with the length, the rest in hexadecimals."""
-    lines = text.strip().split(b"\n", 2)
-    try:
-        content = bytes.fromhex(lines[2].decode("ascii"))
-        whole = len(content) == int(lines[1])
-    except (IndexError, ValueError):
-        whole, content = False, b""
-    if not whole:
-        blocks.warn("text_broken")
-        return []
-    if content.startswith(EXIF_IN_JPEG):
-        return [("exif", content[len(EXIF_IN_JPEG) :])]
-    if content.startswith(XMP_IN_JPEG):
-        return [("xmp", content[len(XMP_IN_JPEG) :])]
-    if content.startswith(b"8BIM"):
-        return [
-            ("iptc", part) for number, part in image_resources(content) if number == IPTC_RESOURCE
-        ]
-    named = {b"exif": "exif", b"xmp": "xmp", b"iptc": "iptc", b"icc": "icc", b"icm": "icc"}
-    kind = named.get(lines[0].strip().lower())
-    return [(kind, content)] if kind else []
+        found = png_text.raw_profiles(bytes(content))
+        later += found or []
+        if found is None:
+            blocks.warn("text_broken")
 
 
 def _without(prefix: bytes, block: memoryview) -> memoryview:
@@ -281,7 +239,7 @@ def _join_extended(blocks: Blocks, pieces: list[memoryview]) -> None:
             at = size
         if not whole or len(whole) != at:
             raise xmp.BrokenXmpError(f"{len(whole)} of {at} bytes of extended XMP")
-        blocks.found["xmp"] = xmp.joined(packet, xmp.normalised(bytes(whole)))
+        blocks.found["xmp"] = xmp_edit.joined(packet, xmp.normalised(bytes(whole)))
     except (xmp.BrokenXmpError, struct.error):
         blocks.warn("xmp_extension_dropped")
 

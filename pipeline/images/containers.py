@@ -1,37 +1,40 @@
-"""The blocks that PNG, JPEG, WebP and JPEG 2000 files are made of: walked, and put in.
+"""Metadata put into PNG, JPEG and WebP files, whoever encoded them.
 
 Formats: W3C, PNG (third edition), of 24 June 2025; ITU-T T.81 and T.871 (JPEG, JFIF); ICC.1:2022
-annex B; Adobe, XMP Specification, Part 3, of January 2020; Google, WebP Container Specification;
-ISO/IEC 15444-1 annex I.
+annex B; Adobe, XMP Specification, Part 3, of January 2020; Google, WebP Container Specification.
 """
 
 import hashlib
-import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable
 
 from pipeline.errors import EncodeError
-from pipeline.images import exif, xmp
+from pipeline.images import exif, xmp, xmp_edit
 from pipeline.images.image import Metadata
+from pipeline.images.walk import (
+    APP0,
+    APP1,
+    APP2,
+    APP13,
+    APP14,
+    EXIF_IN_JPEG,
+    EXTENDED_XMP,
+    ICC_IN_JPEG,
+    IPTC_RESOURCE,
+    JFIF,
+    METRES_PER_INCH,
+    PHOTOSHOP,
+    PNG_SIGNATURE,
+    RAW_PROFILE,
+    XMP_IN_JPEG,
+    XMP_IN_PNG,
+    begins,
+    jpeg_segments,
+    png_chunks,
+    riff_chunks,
+)
 
-JFIF = b"JFIF\0"
-EXIF_IN_JPEG = b"Exif\0\0"
-XMP_IN_JPEG = b"http://ns.adobe.com/xap/1.0/\0"
-EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"
-ICC_IN_JPEG = b"ICC_PROFILE\0"
-PHOTOSHOP = b"Photoshop 3.0\0"
-IPTC_RESOURCE = 0x0404
-XMP_IN_PNG = b"XML:com.adobe.xmp"
-RAW_PROFILE = b"Raw profile type "
-
-APP0, APP1, APP2, APP13, APP14, COM = 0xE0, 0xE1, 0xE2, 0xED, 0xEE, 0xFE
-_SOS, _EOI = 0xDA, 0xD9
-_STANDALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
-
-METRES_PER_INCH = 0.0254
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_MAX = 2**31 - 1
 _WRITTEN_IN_PNG = {b"iCCP", b"eXIf", b"pHYs"}
 _SEGMENT_BYTES = 65_533
@@ -39,103 +42,6 @@ _STANDARD_XMP_BYTES = 65_502
 _EXTENDED_XMP_PIECE = 65_400
 _ICC_PIECE = _SEGMENT_BYTES - len(ICC_IN_JPEG) - 2
 _VP8X_ICC, _VP8X_ALPHA, _VP8X_EXIF, _VP8X_XMP = 0x20, 0x10, 0x08, 0x04
-
-# No file that means well has more blocks; 10,000 of them are walked in some milliseconds.
-_MOST_BLOCKS = 2**20
-_NOT_FILL = re.compile(rb"[^\xff]")
-
-
-class Segment(NamedTuple):
-    """A JPEG marker segment before the first scan."""
-
-    marker: int
-    body: memoryview
-    start: int
-    end: int
-
-
-def png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, bool]]:
-    """Kind, contents and whether the checksum is right, of each whole chunk in order."""
-    view, at = memoryview(data), len(_PNG_SIGNATURE)
-    for _ in range(_MOST_BLOCKS):
-        if at + 12 > len(data):
-            return
-        size, kind = struct.unpack_from(">I4s", data, at)
-        if at + 12 + size > len(data):
-            return
-        body = view[at + 8 : at + 8 + size]
-        # The samples' checksums are the decoder's business.
-        (stated,) = struct.unpack_from(">I", data, at + 8 + size)
-        yield kind, body, kind == b"IDAT" or zlib.crc32(body, zlib.crc32(kind)) == stated
-        at += 12 + size
-
-
-def jpeg_segments(data: bytes) -> Iterator[Segment]:
-    """The whole segments before the first scan, in order."""
-    view, at = memoryview(data), 2
-    for _ in range(_MOST_BLOCKS):
-        if data[at : at + 1] != b"\xff" or not (marker := _NOT_FILL.search(data, at)):
-            return
-        at, kind = marker.start() - 1, data[marker.start()]
-        if kind in (_SOS, _EOI, 0) or kind in _STANDALONE or at + 4 > len(data):
-            return
-        size = int.from_bytes(data[at + 2 : at + 4], "big")
-        end = at + 2 + size
-        if size < 2 or end > len(data):
-            return
-        yield Segment(kind, view[at + 4 : end], at, end)
-        at = end
-
-
-def riff_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """Kind and contents of each whole chunk of a WebP file."""
-    view, at = memoryview(data), 12
-    for _ in range(_MOST_BLOCKS):
-        if at + 8 > len(data):
-            return
-        kind, size = struct.unpack_from("<4sI", data, at)
-        if at + 8 + size > len(data):
-            return
-        yield kind, view[at + 8 : at + 8 + size]
-        at += 8 + size + size % 2
-
-
-def jp2_boxes(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
-    """Kind and contents of each box of a JPEG 2000 file, or of a box that holds boxes."""
-    at = 0
-    for _ in range(_MOST_BLOCKS):
-        if at + 8 > len(data):
-            return
-        size, kind = struct.unpack_from(">I4s", data, at)
-        header = 8
-        if size == 1 and at + 16 <= len(data):
-            (size,), header = struct.unpack_from(">Q", data, at + 8), 16
-        size = size or len(data) - at  # 0: to the end
-        if size < header or at + size > len(data):
-            return
-        yield kind, data[at + header : at + size]
-        at += size
-
-
-def image_resources(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Number and contents of each of Photoshop's image resources (`8BIM`)."""
-    at = 0
-    for _ in range(_MOST_BLOCKS):
-        if data[at : at + 4] != b"8BIM" or at + 7 > len(data):
-            return
-        number = int.from_bytes(data[at + 4 : at + 6], "big")
-        name = 1 + data[at + 6]  # a Pascal string, padded to an even length
-        at += 6 + name + name % 2
-        size = int.from_bytes(data[at : at + 4], "big")
-        if at + 4 + size > len(data):
-            return
-        yield number, data[at + 4 : at + 4 + size]
-        at += 4 + size + size % 2
-
-
-def begins(block: memoryview, prefix: bytes) -> bool:
-    """Whether a block begins so."""
-    return bytes(block[: len(prefix)]) == prefix
 
 
 def embed(file: bytes, format: str, said: Metadata) -> tuple[bytes, tuple[str, ...]]:
@@ -180,14 +86,14 @@ def _embed_in_png(file: bytes, said: Metadata) -> tuple[bytes, tuple[str, ...]]:
         blocks.append(_png_chunk(b"iTXt", XMP_IN_PNG + bytes(5) + said.xmp))
     if said.iptc:
         blocks.append(_png_chunk(b"zTXt", _raw_profile(said.iptc)))
-    return b"".join([_PNG_SIGNATURE, *blocks, *rest]), tuple(dropped)
+    return b"".join([PNG_SIGNATURE, *blocks, *rest]), tuple(dropped)
 
 
 def _opened_png(file: bytes) -> tuple[bytes, list[memoryview]]:
     """The header's contents, and the parts that follow, less what is written anew."""
-    if file[:8] != _PNG_SIGNATURE or file[12:16] != b"IHDR":
+    if file[:8] != PNG_SIGNATURE or file[12:16] != b"IHDR":
         raise ValueError("no PNG file")
-    kept, at = list[memoryview](), len(_PNG_SIGNATURE)
+    kept, at = list[memoryview](), len(PNG_SIGNATURE)
     for kind, body, _ in png_chunks(file):
         if kind == b"IDAT":
             break
@@ -272,7 +178,7 @@ def _segment(marker: int, body: bytes) -> bytes:
 def _xmp_bodies(packet: bytes) -> list[bytes]:
     """The packet in one segment, or else what is largest in it in segments of their own."""
     try:
-        standard, extended = xmp.split(packet, _STANDARD_XMP_BYTES)
+        standard, extended = xmp_edit.split(packet, _STANDARD_XMP_BYTES)
     except xmp.BrokenXmpError:
         return []
     bodies = [XMP_IN_JPEG + standard]

@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass, replace
 
 from pipeline.config import Policy
-from pipeline.images import blocks, exif, exif_edit, xmp
+from pipeline.images import blocks, exif, exif_edit, xmp, xmp_edit
 from pipeline.images.exif_edit import Change
 from pipeline.images.image import Facts, Metadata
 
@@ -92,9 +92,9 @@ def derive(
             stream = None
             warnings.append("exif_broken")
     try:
-        packet = _derived(packet or xmp.EMPTY, size, dpi, provenance, policy)
+        packet = _derived(packet or xmp_edit.EMPTY, size, dpi, provenance, policy)
     except xmp.BrokenXmpError:
-        packet = _derived(xmp.EMPTY, size, dpi, provenance, policy)
+        packet = _derived(xmp_edit.EMPTY, size, dpi, provenance, policy)
         warnings.append("xmp_broken")
     return replace(kept, exif=stream, xmp=packet, iptc=said.iptc), tuple(warnings)
 
@@ -104,7 +104,7 @@ def _mark(policy: Policy) -> bytes | None:
     if policy.source_type == "off":
         return None
     says = {"Iptc4xmpExt:DigitalSourceType": SOURCE_TYPES + policy.source_type}
-    return xmp.edit(xmp.EMPTY, says=says, corrects={}, event=None)
+    return xmp_edit.edit(xmp_edit.EMPTY, says=says, corrects={}, event=None)
 
 
 def _derived(
@@ -149,7 +149,7 @@ def _derived(
         "stEvt:softwareAgent": agent,
         "stEvt:parameters": "; ".join(f"{key}={value}" for key, value in made.items()),
     }
-    return xmp.edit(packet, says=says, corrects=_corrections(size, dpi), event=event)
+    return xmp_edit.edit(packet, says=says, corrects=_corrections(size, dpi), event=event)
 
 
 def _corrections(size: tuple[int, int], dpi: tuple[float, float] | None) -> dict[str, str | None]:
