@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 
 from pipeline.images import exif
 from pipeline.images.exif import (
@@ -42,6 +43,7 @@ _ACROSS = {X_RESOLUTION, 0xA20E}
 _FOCAL_PLANE = {0xA20E, 0xA20F}
 _SUBJECT_AREA, _SUBJECT_LOCATION = 0x9214, 0xA214
 _THUMBNAIL, _THUMBNAIL_BYTES = 0x0201, 0x0202
+_THUMBNAIL_TAGS = 64  # as many as any camera writes, with room: each is held against all others
 _PADDING = 4  # fewer bytes than this after a value are nobody's
 
 
@@ -176,7 +178,8 @@ def _wipe_thumbnail(buffer: bytearray, parsed: Stream) -> None:
     second = exif.directory_at(parsed, first, parsed.tables, linked=True) if first else None
     if not second:
         return
-    spans = [second.span, *(entry.span for entry in second.entries.values())]
+    few = islice(second.entries.values(), _THUMBNAIL_TAGS)
+    spans = [second.span, *(entry.span for entry in few)]
     places = [second.entries.get(tag) for tag in (_THUMBNAIL, _THUMBNAIL_BYTES)]
     if all(entry and entry.type in (LONG, IFD) and entry.count == 1 for entry in places):
         start, size = (parsed.long(entry.start) for entry in places if entry)

@@ -6,6 +6,7 @@ import json
 import shutil
 import struct
 import subprocess
+import time
 import xml.etree.ElementTree
 import zlib
 from dataclasses import replace
@@ -333,6 +334,20 @@ def test_values_that_tags_share_are_corrected_apart():
     assert said[282][2] == struct.pack("<II", 144, 1)
     assert said[283][2] == struct.pack("<II", 216, 1)
     assert said[0x829A][2] == shared
+
+
+def test_tens_of_thousands_of_tags_take_no_time():
+    tags = {tag: (5, 1, bytes(8)) for tag in range(1000, 31_000)}
+    stream = bytearray(exif.build({"ifd0": tags}, "<"))
+    (at,) = struct.unpack_from("<I", stream, 4)
+    table = bytes(stream[at:])
+    struct.pack_into("<I", stream, len(stream) - 4, len(stream))
+    start = time.process_time()
+    made = exif_edit.edit(bytes(stream) + table, UPRIGHT)
+    assert time.process_time() - start < 5
+    assert len(exif.entries(made)["ifd0"]) == len(
+        tags.keys() - exif.STORAGE - {33723, 34377, 34675}
+    )
 
 
 def test_resolution_may_stay():
