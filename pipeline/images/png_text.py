@@ -1,0 +1,64 @@
+"""PNG's texts, and the profiles that old programs wrote into them."""
+
+from collections.abc import Callable
+
+from pipeline.images.walk import (
+    EXIF_IN_JPEG,
+    IPTC_RESOURCE,
+    XMP_IN_JPEG,
+    image_resources,
+)
+
+KINDS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
+"""The chunks that hold texts."""
+
+_KEYWORD_BYTES = 79
+# The language and the translated keyword of an international text; no program writes the latter.
+_PREAMBLE_BYTES = 1000
+_RAW_PROFILES = {b"exif": "exif", b"xmp": "xmp", b"iptc": "iptc", b"icc": "icc", b"icm": "icc"}
+
+Inflate = Callable[[memoryview], bytes | None]
+
+
+def keyword(body: memoryview) -> bytes:
+    """What a chunk's text is about; empty if it does not say."""
+    return bytes(body[: _KEYWORD_BYTES + 1]).rpartition(b"\0")[0].partition(b"\0")[0]
+
+
+def content(kind: bytes, rest: memoryview, inflate: Inflate) -> bytes | memoryview | None:
+    """The text of a chunk of that kind, without its keyword; None if it is broken."""
+    if kind == b"tEXt":
+        return rest
+    if kind == b"zTXt":
+        return inflate(rest[1:])
+    head = bytes(rest[2 : 2 + _PREAMBLE_BYTES])
+    language = head.find(b"\0")
+    translated = head.find(b"\0", language + 1)
+    if language < 0 or translated < 0:
+        return None
+    text = rest[2 + translated + 1 :]
+    return inflate(text) if rest[0] else text
+
+
+def raw_profiles(text: bytes) -> list[tuple[str, bytes]] | None:
+    """ImageMagick's way: a line with the kind, one with the length, the rest in hexadecimals.
+
+    The blocks, each icc, exif, xmp or iptc; none of another kind; None if the text is broken.
+    """
+    lines = text.strip().split(b"\n", 2)
+    try:
+        block = bytes.fromhex(lines[2].decode("ascii"))
+        if len(block) != int(lines[1]):
+            return None
+    except (IndexError, ValueError):
+        return None
+    if block.startswith(EXIF_IN_JPEG):
+        return [("exif", block[len(EXIF_IN_JPEG) :])]
+    if block.startswith(XMP_IN_JPEG):
+        return [("xmp", block[len(XMP_IN_JPEG) :])]
+    if block.startswith(b"8BIM"):
+        return [
+            ("iptc", part) for number, part in image_resources(block) if number == IPTC_RESOURCE
+        ]
+    kind = _RAW_PROFILES.get(lines[0].strip().lower())
+    return [(kind, block)] if kind else []
