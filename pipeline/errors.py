@@ -115,6 +115,7 @@ CODES: dict[str, Code] = {
     "unsupported_colour": Code("decode", False, "CMYK, Lab or another colour model"),
     "unsupported_frames": Code("decode", False, "an animation or several pages"),
     "input_too_large": Code("decode", False, "more pixels than limits.max_input_pixels"),
+    "metadata_too_large": Code("decode", False, "more metadata than limits.max_metadata_bytes"),
     "output_too_large": Code("encode", False, "more pixels than the limits or the format allow"),
     "device_memory": Code("upscale", True, "does not fit the device even in the smallest strips"),
     "non_finite": Code("upscale", False, "the network yields NaN or infinity even in fp32"),

@@ -1,0 +1,344 @@
+"""The blocks that PNG, JPEG, WebP and JPEG 2000 files are made of: walked, and put in.
+
+Formats: W3C, PNG (third edition), of 24 June 2025; ITU-T T.81 and T.871 (JPEG, JFIF); ICC.1:2022
+annex B; Adobe, XMP Specification, Part 3, of January 2020; Google, WebP Container Specification;
+ISO/IEC 15444-1 annex I.
+"""
+
+import hashlib
+import re
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from pipeline.errors import EncodeError
+from pipeline.images import exif, xmp
+from pipeline.images.image import Metadata
+
+JFIF = b"JFIF\0"
+EXIF_IN_JPEG = b"Exif\0\0"
+XMP_IN_JPEG = b"http://ns.adobe.com/xap/1.0/\0"
+EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"
+ICC_IN_JPEG = b"ICC_PROFILE\0"
+PHOTOSHOP = b"Photoshop 3.0\0"
+IPTC_RESOURCE = 0x0404
+XMP_IN_PNG = b"XML:com.adobe.xmp"
+RAW_PROFILE = b"Raw profile type "
+
+APP0, APP1, APP2, APP13, APP14, COM = 0xE0, 0xE1, 0xE2, 0xED, 0xEE, 0xFE
+_SOS, _EOI = 0xDA, 0xD9
+_STANDALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
+
+METRES_PER_INCH = 0.0254
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_MAX = 2**31 - 1
+_WRITTEN_IN_PNG = {b"iCCP", b"eXIf", b"pHYs"}
+_SEGMENT_BYTES = 65_533
+_STANDARD_XMP_BYTES = 65_502
+_EXTENDED_XMP_PIECE = 65_400
+_ICC_PIECE = _SEGMENT_BYTES - len(ICC_IN_JPEG) - 2
+_VP8X_ICC, _VP8X_ALPHA, _VP8X_EXIF, _VP8X_XMP = 0x20, 0x10, 0x08, 0x04
+
+# No file that means well has more blocks; 10,000 of them are walked in some milliseconds.
+_MOST_BLOCKS = 2**20
+_NOT_FILL = re.compile(rb"[^\xff]")
+
+
+class Segment(NamedTuple):
+    """A JPEG marker segment before the first scan."""
+
+    marker: int
+    body: memoryview
+    start: int
+    end: int
+
+
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, bool]]:
+    """Kind, contents and whether the checksum is right, of each whole chunk in order."""
+    view, at = memoryview(data), len(_PNG_SIGNATURE)
+    for _ in range(_MOST_BLOCKS):
+        if at + 12 > len(data):
+            return
+        size, kind = struct.unpack_from(">I4s", data, at)
+        if at + 12 + size > len(data):
+            return
+        body = view[at + 8 : at + 8 + size]
+        # The samples' checksums are the decoder's business.
+        (stated,) = struct.unpack_from(">I", data, at + 8 + size)
+        yield kind, body, kind == b"IDAT" or zlib.crc32(body, zlib.crc32(kind)) == stated
+        at += 12 + size
+
+
+def jpeg_segments(data: bytes) -> Iterator[Segment]:
+    """The whole segments before the first scan, in order."""
+    view, at = memoryview(data), 2
+    for _ in range(_MOST_BLOCKS):
+        if data[at : at + 1] != b"\xff" or not (marker := _NOT_FILL.search(data, at)):
+            return
+        at, kind = marker.start() - 1, data[marker.start()]
+        if kind in (_SOS, _EOI, 0) or kind in _STANDALONE or at + 4 > len(data):
+            return
+        size = int.from_bytes(data[at + 2 : at + 4], "big")
+        end = at + 2 + size
+        if size < 2 or end > len(data):
+            return
+        yield Segment(kind, view[at + 4 : end], at, end)
+        at = end
+
+
+def riff_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """Kind and contents of each whole chunk of a WebP file."""
+    view, at = memoryview(data), 12
+    for _ in range(_MOST_BLOCKS):
+        if at + 8 > len(data):
+            return
+        kind, size = struct.unpack_from("<4sI", data, at)
+        if at + 8 + size > len(data):
+            return
+        yield kind, view[at + 8 : at + 8 + size]
+        at += 8 + size + size % 2
+
+
+def jp2_boxes(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
+    """Kind and contents of each box of a JPEG 2000 file, or of a box that holds boxes."""
+    at = 0
+    for _ in range(_MOST_BLOCKS):
+        if at + 8 > len(data):
+            return
+        size, kind = struct.unpack_from(">I4s", data, at)
+        header = 8
+        if size == 1 and at + 16 <= len(data):
+            (size,), header = struct.unpack_from(">Q", data, at + 8), 16
+        size = size or len(data) - at  # 0: to the end
+        if size < header or at + size > len(data):
+            return
+        yield kind, data[at + header : at + size]
+        at += size
+
+
+def image_resources(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Number and contents of each of Photoshop's image resources (`8BIM`)."""
+    at = 0
+    for _ in range(_MOST_BLOCKS):
+        if data[at : at + 4] != b"8BIM" or at + 7 > len(data):
+            return
+        number = int.from_bytes(data[at + 4 : at + 6], "big")
+        name = 1 + data[at + 6]  # a Pascal string, padded to an even length
+        at += 6 + name + name % 2
+        size = int.from_bytes(data[at : at + 4], "big")
+        if at + 4 + size > len(data):
+            return
+        yield number, data[at + 4 : at + 4 + size]
+        at += 4 + size + size % 2
+
+
+def begins(block: memoryview, prefix: bytes) -> bool:
+    """Whether a block begins so."""
+    return bytes(block[: len(prefix)]) == prefix
+
+
+def embed(file: bytes, format: str, said: Metadata) -> tuple[bytes, tuple[str, ...]]:
+    """The file with its metadata, and the codes of what it cannot say.
+
+    file: as an encoder wrote it; format: png, jpeg or webp. What it said of these is replaced, so
+    embedding twice is embedding once. TIFF has no blocks to put in: its encoder writes tags.
+    Raises EncodeError if the file is no such file.
+    """
+    embedders: dict[str, Callable[[bytes, Metadata], tuple[bytes, tuple[str, ...]]]] = {
+        "png": _embed_in_png,
+        "jpeg": _embed_in_jpeg,
+        "webp": _embed_in_webp,
+    }
+    try:
+        return embedders[format](file, said)
+    except (struct.error, IndexError, ValueError) as error:
+        raise EncodeError("encode_failed", f"{format}: no metadata fits in: {error}") from error
+
+
+def _embed_in_png(file: bytes, said: Metadata) -> tuple[bytes, tuple[str, ...]]:
+    header, rest = _opened_png(file)
+    gray = header[9] in (0, 4)
+    blocks, dropped = [_png_chunk(b"IHDR", header)], list[str]()
+    if said.icc_profile:
+        # The standard wants gray profiles for gray, RGB profiles for everything else.
+        if said.icc_profile[16:20] == (b"GRAY" if gray else b"RGB "):
+            body = b"ICC Profile\0\0" + zlib.compress(said.icc_profile)
+            blocks.append(_png_chunk(b"iCCP", body))
+        else:
+            dropped.append("icc_dropped")
+    if said.dpi:
+        across, down = (round(side / METRES_PER_INCH) for side in said.dpi)
+        if min(across, down) > 0 and max(across, down) <= _PNG_MAX:
+            blocks.append(_png_chunk(b"pHYs", struct.pack(">IIB", across, down, 1)))
+        else:
+            dropped.append("dpi_dropped")
+    if said.exif:
+        blocks.append(_png_chunk(b"eXIf", said.exif))
+    if said.xmp:
+        # Not compressed, as XMP's specification wants it: scanners find it without reading PNG.
+        blocks.append(_png_chunk(b"iTXt", XMP_IN_PNG + bytes(5) + said.xmp))
+    if said.iptc:
+        blocks.append(_png_chunk(b"zTXt", _raw_profile(said.iptc)))
+    return b"".join([_PNG_SIGNATURE, *blocks, *rest]), tuple(dropped)
+
+
+def _opened_png(file: bytes) -> tuple[bytes, list[memoryview]]:
+    """The header's contents, and the parts that follow, less what is written anew."""
+    if file[:8] != _PNG_SIGNATURE or file[12:16] != b"IHDR":
+        raise ValueError("no PNG file")
+    kept, at = list[memoryview](), len(_PNG_SIGNATURE)
+    for kind, body, _ in png_chunks(file):
+        if kind == b"IDAT":
+            break
+        end = at + 12 + len(body)
+        if kind != b"IHDR" and kind not in _WRITTEN_IN_PNG and not _is_written(kind, body):
+            kept.append(memoryview(file)[at:end])
+        at = end
+    return file[16:29], [*kept, memoryview(file)[at:]]
+
+
+def _is_written(kind: bytes, body: memoryview) -> bool:
+    ours = {b"iTXt": XMP_IN_PNG, b"zTXt": RAW_PROFILE + b"iptc"}.get(kind)
+    return ours is not None and begins(body, ours + b"\0")
+
+
+def _png_chunk(kind: bytes, body: bytes) -> bytes:
+    if len(body) > _PNG_MAX:
+        raise ValueError(f"{len(body):,} bytes, a chunk holds {_PNG_MAX:,}")
+    checksum = zlib.crc32(body, zlib.crc32(kind))
+    return b"".join([struct.pack(">I4s", len(body), kind), body, struct.pack(">I", checksum)])
+
+
+def _raw_profile(iptc: bytes) -> bytes:
+    """IPTC as ImageMagick puts it into a PNG, which has no place of its own for it."""
+    resource = _iptc_resource(iptc)
+    lines = (resource[at : at + 36].hex() for at in range(0, len(resource), 36))
+    text = "\n".join(["", "iptc", f"{len(resource):8d}", *lines, ""])
+    return RAW_PROFILE + b"iptc\0\0" + zlib.compress(text.encode())
+
+
+def _iptc_resource(iptc: bytes) -> bytes:
+    head = struct.pack(">4sHHI", b"8BIM", IPTC_RESOURCE, 0, len(iptc))
+    return head + iptc + bytes(len(iptc) % 2)
+
+
+def _embed_in_jpeg(file: bytes, said: Metadata) -> tuple[bytes, tuple[str, ...]]:
+    if file[:2] != b"\xff\xd8":
+        raise ValueError("no JPEG file")
+    jfif, kept, end = b"", list[memoryview](), 2
+    adobe = False
+    for segment in jpeg_segments(file):
+        end = segment.end
+        if segment.marker == APP0 and begins(segment.body, JFIF):
+            jfif = file[segment.start : segment.end]
+        elif segment.marker not in (APP0, APP1, APP2, APP13):
+            adobe |= segment.marker == APP14
+            kept.append(memoryview(file)[segment.start : segment.end])
+    blocks, dropped = list[bytes](), list[str]()
+    if said.dpi:
+        across, down = (round(side) for side in said.dpi)
+        # A JFIF segment would overrule what Adobe's says of the colours.
+        if (jfif or not adobe) and min(across, down) > 0 and max(across, down) <= 0xFFFF:
+            jfif = _segment(APP0, struct.pack(">5sHBHHBB", JFIF, 0x101, 1, across, down, 0, 0))
+        else:
+            dropped.append("dpi_dropped")
+    if said.exif:
+        _add(blocks, dropped, "exif_dropped", APP1, [EXIF_IN_JPEG + said.exif])
+    if said.xmp:
+        _add(blocks, dropped, "xmp_dropped", APP1, _xmp_bodies(said.xmp))
+    if said.icc_profile:
+        _add(blocks, dropped, "icc_dropped", APP2, _icc_bodies(said.icc_profile))
+    if said.iptc:
+        _add(blocks, dropped, "iptc_dropped", APP13, [PHOTOSHOP + _iptc_resource(said.iptc)])
+    parts = [file[:2], jfif, *blocks, *kept, memoryview(file)[end:]]
+    return b"".join(parts), tuple(dropped)
+
+
+def _add(
+    blocks: list[bytes], dropped: list[str], code: str, marker: int, bodies: list[bytes]
+) -> None:
+    """One kind of metadata, whole or not at all."""
+    if bodies and max(map(len, bodies)) <= _SEGMENT_BYTES:
+        blocks.extend(_segment(marker, body) for body in bodies)
+    else:
+        dropped.append(code)
+
+
+def _segment(marker: int, body: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, 2 + len(body)) + body
+
+
+def _xmp_bodies(packet: bytes) -> list[bytes]:
+    """The packet in one segment, or else what is largest in it in segments of their own."""
+    try:
+        standard, extended = xmp.split(packet, _STANDARD_XMP_BYTES)
+    except xmp.BrokenXmpError:
+        return []
+    bodies = [XMP_IN_JPEG + standard]
+    guid = hashlib.md5(extended, usedforsecurity=False).hexdigest().upper().encode()
+    for at in range(0, len(extended), _EXTENDED_XMP_PIECE):
+        head = EXTENDED_XMP + guid + struct.pack(">II", len(extended), at)
+        bodies.append(head + extended[at : at + _EXTENDED_XMP_PIECE])
+    return bodies
+
+
+def _icc_bodies(profile: bytes) -> list[bytes]:
+    count = -(-len(profile) // _ICC_PIECE)
+    if count > 255:
+        return []
+    return [
+        ICC_IN_JPEG + bytes((index + 1, count)) + profile[index * _ICC_PIECE :][:_ICC_PIECE]
+        for index in range(count)
+    ]
+
+
+def _embed_in_webp(file: bytes, said: Metadata) -> tuple[bytes, tuple[str, ...]]:
+    if file[:4] != b"RIFF" or file[8:12] != b"WEBP":
+        raise ValueError("no WebP file")
+    chunks = list(riff_chunks(file))
+    dropped = ["iptc_dropped"] if said.iptc else []
+    profile = said.icc_profile
+    if profile and profile[16:20] != b"RGB ":  # WebP makes RGB of gray
+        profile, dropped = None, ["icc_dropped", *dropped]
+    stream = exif.with_resolution(said.exif, said.dpi) if said.dpi else said.exif
+    flags, size = _canvas(chunks)
+    flags &= ~(_VP8X_ICC | _VP8X_EXIF | _VP8X_XMP)
+    flags |= _VP8X_ICC * bool(profile) | _VP8X_EXIF * bool(stream) | _VP8X_XMP * bool(said.xmp)
+    extended = bool(profile or stream or said.xmp) or chunks[0][0] == b"VP8X"
+    own = {b"VP8X", b"ICCP", b"EXIF", b"XMP "}
+    written: list[tuple[bytes, bytes | memoryview | None]] = [
+        (b"VP8X", struct.pack("<I", flags) + size if extended else None),
+        (b"ICCP", profile),
+        *((kind, body) for kind, body in chunks if kind not in own),
+        (b"EXIF", stream),
+        (b"XMP ", said.xmp),
+    ]
+    parts = [part for kind, body in written if body for part in _riff_chunk(kind, body)]
+    length = 4 + sum(map(len, parts))
+    if length > 2**32 - 2:
+        raise ValueError(f"{length:,} bytes, a WebP file holds {2**32 - 2:,}")
+    return b"".join([struct.pack("<4sI4s", b"RIFF", length, b"WEBP"), *parts]), tuple(dropped)
+
+
+def _riff_chunk(kind: bytes, body: bytes | memoryview) -> tuple[bytes, bytes | memoryview, bytes]:
+    return struct.pack("<4sI", kind, len(body)), body, bytes(len(body) % 2)
+
+
+def _canvas(chunks: list[tuple[bytes, memoryview]]) -> tuple[int, bytes]:
+    """The flags of the extended header, and the picture's size as it has it: each side less 1."""
+    for kind, body in chunks:
+        if kind == b"VP8X":
+            return body[0], bytes(body[4:10])
+        if kind == b"VP8 ":
+            width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", body, 6))
+            return 0, _sides(width, height)
+        if kind == b"VP8L":
+            (bits,) = struct.unpack_from("<I", body, 1)
+            alpha = _VP8X_ALPHA * (bits >> 28 & 1)
+            return alpha, _sides((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
+    raise ValueError("a WebP file without a picture")
+
+
+def _sides(width: int, height: int) -> bytes:
+    return (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")

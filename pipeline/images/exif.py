@@ -1,0 +1,315 @@
+"""EXIF, read and built: a TIFF stream of directories of tagged values.
+
+Formats: TIFF 6.0, of 3 June 1992; CIPA DC-008-2023 (Exif 3.0).
+"""
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Literal
+
+Order = Literal["<", ">"]
+Value = tuple[int, int, bytes]
+"""Type, count, and the bytes of a tag's value."""
+
+BYTE, ASCII, SHORT, LONG, RATIONAL, UNDEFINED, IFD = 1, 2, 3, 4, 5, 7, 13
+SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 129: 1}
+_UNITS = {1: 1, 2: 1, 5: 4, 6: 1, 7: 1, 10: 4, 11: 4, 12: 8}  # what a change of order turns round
+
+ORIENTATION = 0x0112
+X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
+INCH, CENTIMETRE = 2, 3
+POINTERS = {"exif": ("ifd0", 0x8769), "gps": ("ifd0", 0x8825), "interop": ("exif", 0xA005)}
+"""The directories below the first, each with where its offset stands."""
+
+STORAGE = frozenset(
+    {254, 255, *range(258, 267), 273, *range(277, 282), 284, *range(288, 294), 297, 317, 320}
+    | {*range(322, 326), 330, 332, 334, *range(338, 342), 347, *range(512, 522), 529, 530, 532}
+)
+"""Tags of the first directory that say how a file stores its samples."""
+MAX_LONG = 2**32 - 1
+
+
+class BrokenExifError(ValueError):
+    """Not a TIFF stream with a readable first directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tag of a directory, with a value of a known type that lies inside the stream."""
+
+    at: int
+    """Where its 12 bytes begin."""
+    tag: int
+    type: int
+    count: int
+    start: int
+    """Where its value begins."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the value."""
+        return SIZES[self.type] * self.count
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Of a value that stands outside its entry; else empty."""
+        return (self.start, self.start + self.size) if self.size > 4 else (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """A table of entries; it lies inside the stream and over no other one."""
+
+    at: int
+    stated: int
+    """Entries that it says it has."""
+    entries: dict[int, Entry]
+    """Those that are sound, by tag."""
+    next: int | None
+    """Where the next one begins, 0 for none; None where there is no room for it."""
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Where the table begins and ends."""
+        return self.at, self.at + 2 + 12 * self.stated + (4 if self.next is not None else 0)
+
+
+@dataclass(slots=True)
+class Stream:
+    """A stream with its directories found."""
+
+    data: bytes
+    order: Order
+    directories: dict[str, Directory] = field(default_factory=dict[str, Directory])
+
+    def value(self, entry: Entry) -> bytes:
+        """Its bytes, in the stream's order."""
+        return self.data[entry.start : entry.start + entry.size]
+
+    def long(self, at: int) -> int:
+        """The 32-bit number there."""
+        (value,) = struct.unpack_from(f"{self.order}I", self.data, at)
+        return value
+
+    @property
+    def tables(self) -> list[tuple[int, int]]:
+        """Where the header and the directories lie."""
+        return [(0, 8), *(directory.span for directory in self.directories.values())]
+
+    @property
+    def broken(self) -> bool:
+        """Whether entries had to be left out."""
+        return any(found.stated > len(found.entries) for found in self.directories.values())
+
+
+def check(stream: bytes) -> bool:
+    """Whether everything in it is sound. Raises BrokenExifError if nothing is."""
+    return not parse(stream).broken
+
+
+def entries(stream: bytes, order: Order = "<") -> dict[str, dict[int, Value]]:
+    """What it says: directory -> tag -> value, the bytes in the order asked for.
+
+    Directories: ifd0, exif, gps, interop; those that exist. The offsets that join them are left
+    out, and the thumbnail's directory. Maker notes (0x927C) are as they are, in their own order.
+    Raises BrokenExifError.
+    """
+    parsed = parse(stream)
+    pointers = {tag for _, tag in POINTERS.values()}
+    return {
+        name: {
+            tag: (entry.type, entry.count, _ordered(parsed, entry, order))
+            for tag, entry in directory.entries.items()
+            if tag not in pointers
+        }
+        for name, directory in parsed.directories.items()
+    }
+
+
+def _ordered(parsed: Stream, entry: Entry, order: Order) -> bytes:
+    """A value's bytes in the order asked for."""
+    value = parsed.value(entry)
+    unit = _UNITS.get(entry.type, SIZES[entry.type])
+    if order == parsed.order or unit == 1:
+        return value
+    return b"".join(value[at : at + unit][::-1] for at in range(0, len(value), unit))
+
+
+def orientation(stream: bytes) -> int:
+    """1 to 8; 1 where there is none, or none that means anything. Raises BrokenExifError."""
+    value = _number(parse(stream), ORIENTATION)
+    return value if value in range(1, 9) else 1
+
+
+def resolution(stream: bytes) -> tuple[float, float] | None:
+    """Pixels an inch, across and down as stored; None if not said. Raises BrokenExifError."""
+    parsed = parse(stream)
+    across, down = (
+        rational(parsed, parsed.directories["ifd0"].entries.get(tag))
+        for tag in (X_RESOLUTION, Y_RESOLUTION)
+    )
+    per_inch = inches(_number(parsed, RESOLUTION_UNIT, default=INCH))
+    if not across or not down or not per_inch:
+        return None
+    return float(across * per_inch), float(down * per_inch)
+
+
+def inches(unit: int) -> Fraction | None:
+    """How many of TIFF's resolution units an inch has; None for "no unit"."""
+    return {INCH: Fraction(1), CENTIMETRE: Fraction(254, 100)}.get(unit)
+
+
+def with_resolution(stream: bytes | None, dpi: tuple[float, float]) -> bytes:
+    """The stream with another resolution, or one that says nothing else.
+
+    The first directory moves to the end, all else stays. Raises BrokenExifError.
+    """
+    before = resolution(stream) if stream else None
+    if stream and before and max(abs(a - b) for a, b in zip(before, dpi, strict=True)) < 0.01:
+        return stream
+    parsed = parse(stream) if stream else None
+    order: Order = parsed.order if parsed else "<"
+    said: dict[int, Value] = {
+        tag: (RATIONAL, 1, packed(order, Fraction(side)))
+        for tag, side in zip((X_RESOLUTION, Y_RESOLUTION), dpi, strict=True)
+    }
+    said[RESOLUTION_UNIT] = SHORT, 1, struct.pack(f"{order}H", INCH)
+    if not parsed:
+        return build({"ifd0": said}, order)
+    buffer = bytearray(parsed.data)
+    records = {
+        tag: parsed.data[entry.at : entry.at + 12]
+        for tag, entry in parsed.directories["ifd0"].entries.items()
+    }
+    for tag, value in said.items():
+        records[tag] = record(buffer, order, tag, value, None)
+    _align(buffer)
+    struct.pack_into(f"{order}I", buffer, 4, len(buffer))
+    buffer += struct.pack(f"{order}H", len(records))
+    buffer += b"".join(records[tag] for tag in sorted(records)) + bytes(4)
+    return bytes(buffer)
+
+
+def build(directories: Mapping[str, Mapping[int, Value]], order: Order) -> bytes:
+    """A stream that says this; the bytes of the values are in that order already."""
+    buffer = bytearray(b"II*\0" if order == "<" else b"MM\0*") + bytes(4)
+    struct.pack_into(f"{order}I", buffer, 4, _build(buffer, "ifd0", directories, order))
+    return bytes(buffer)
+
+
+def _build(
+    buffer: bytearray, name: str, directories: Mapping[str, Mapping[int, Value]], order: Order
+) -> int:
+    """Appends a directory and those below it; where it begins."""
+    values = dict(directories.get(name, {}))
+    for below, (parent, tag) in POINTERS.items():
+        if parent == name and directories.get(below):
+            at = _build(buffer, below, directories, order)
+            values[tag] = LONG, 1, struct.pack(f"{order}I", at)
+    records = [record(buffer, order, tag, values[tag], None) for tag in sorted(values)]
+    _align(buffer)
+    at = len(buffer)
+    buffer += struct.pack(f"{order}H", len(records)) + b"".join(records) + bytes(4)
+    return at
+
+
+def parse(stream: bytes) -> Stream:
+    """Finds the directories that are sound. Raises BrokenExifError if the first one is not."""
+    orders: dict[bytes, Order] = {b"II*\0": "<", b"MM\0*": ">"}
+    order = orders.get(stream[:4])
+    if not order or not 8 <= len(stream) <= MAX_LONG:
+        raise BrokenExifError(f"{len(stream)} bytes that begin with {stream[:8]!r}")
+    parsed = Stream(stream, order)
+    first = directory_at(parsed, parsed.long(4), parsed.tables, linked=True)
+    if not first:
+        raise BrokenExifError(f"no directory at {parsed.long(4)} of {len(stream)} bytes")
+    parsed.directories["ifd0"] = first
+    for name, (parent, tag) in POINTERS.items():
+        above = parsed.directories.get(parent)
+        entry = above.entries.get(tag) if above else None
+        if not above or not entry:
+            continue
+        pointer = entry.type in (LONG, IFD) and entry.count == 1
+        at = parsed.long(entry.start) if pointer else 0
+        if below := directory_at(parsed, at, parsed.tables):
+            parsed.directories[name] = below
+        else:
+            del above.entries[tag]
+    return parsed
+
+
+def directory_at(
+    parsed: Stream, at: int, tables: list[tuple[int, int]], *, linked: bool = False
+) -> Directory | None:
+    """The directory there, unless it is cut short or lies over one of the tables.
+
+    linked: whether the offset of a next one belongs to it. The others are read by their pointers
+    alone, and writers leave it out there.
+    """
+    data = parsed.data
+    if not 8 <= at <= len(data) - 2:
+        return None
+    (stated,) = struct.unpack_from(f"{parsed.order}H", data, at)
+    end = at + 2 + 12 * stated
+    if end > len(data):
+        return None
+    following = parsed.long(end) if linked and end + 4 <= len(data) else None
+    found = Directory(at, stated, {}, following)
+    if any(overlap(found.span, table) for table in tables):
+        return None
+    for place in range(at + 2, end, 12):
+        tag, kind, count = struct.unpack_from(f"{parsed.order}HHI", data, place)
+        size = SIZES.get(kind, 0) * count
+        start = place + 8 if size <= 4 else parsed.long(place + 8)
+        if size and start + size <= len(data) and tag not in found.entries:
+            found.entries[tag] = Entry(place, tag, kind, count, start)
+    return found
+
+
+def overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two ranges, each to before its end, have a byte in common."""
+    return one[0] < other[1] and other[0] < one[1]
+
+
+def _number(parsed: Stream, tag: int, default: int = 0) -> int:
+    """A tag of the first directory that holds one whole number."""
+    entry = parsed.directories["ifd0"].entries.get(tag)
+    if not entry or entry.count != 1 or entry.type not in (SHORT, LONG):
+        return default
+    letter = "H" if entry.type == SHORT else "I"
+    (value,) = struct.unpack_from(f"{parsed.order}{letter}", parsed.data, entry.start)
+    return value
+
+
+def rational(parsed: Stream, entry: Entry | None) -> Fraction | None:
+    """An entry's one value; None where it is none, or divided by zero."""
+    if not entry or entry.type != RATIONAL or entry.count != 1:
+        return None
+    above, below = parsed.long(entry.start), parsed.long(entry.start + 4)
+    return Fraction(above, below) if below else None
+
+
+def packed(order: Order, value: Fraction) -> bytes:
+    """Two 32-bit numbers, as near as they come."""
+    value = min(value, Fraction(MAX_LONG))
+    value = value.limit_denominator(max(1, min(10**6, int(MAX_LONG // (value + 1)))))
+    return struct.pack(f"{order}II", value.numerator, value.denominator)
+
+
+def record(buffer: bytearray, order: Order, tag: int, value: Value, place: int | None) -> bytes:
+    """A directory's entry; a value that does not fit in goes to its place, or to the end."""
+    kind, count, data = value
+    head = struct.pack(f"{order}HHI", tag, kind, count)
+    if len(data) <= 4:
+        return head + data.ljust(4, b"\0")
+    if place is None:
+        _align(buffer)
+        place = len(buffer)
+    buffer[place : place + len(data)] = data
+    return head + struct.pack(f"{order}I", place)
+
+
+def _align(buffer: bytearray) -> None:
+    buffer += bytes(len(buffer) % 2)

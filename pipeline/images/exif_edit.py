@@ -1,0 +1,195 @@
+"""What EXIF says of a picture that was turned upright and enlarged: corrected in its place.
+
+Maker notes hold offsets from the stream's beginning that only their maker knows. So a stream is
+not written anew: values are corrected where they are, and whatever else there is stays where it
+is, byte for byte.
+"""
+
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+
+from pipeline.images import exif
+from pipeline.images.exif import (
+    IFD,
+    LONG,
+    ORIENTATION,
+    RATIONAL,
+    SHORT,
+    X_RESOLUTION,
+    Y_RESOLUTION,
+    Directory,
+    Entry,
+    Order,
+    Stream,
+    Value,
+)
+
+_OWN_BLOCKS = {700, 33723, 34377, 34675}  # XMP, IPTC, Photoshop, ICC: carried on their own
+_COMPRESSED_BITS = 0x9102
+_STALE = {"ifd0": exif.STORAGE | _OWN_BLOCKS, "exif": frozenset({_COMPRESSED_BITS})}
+
+_WIDTHS = {("ifd0", 0x0100), ("exif", 0xA002), ("interop", 0x1001)}
+_HEIGHTS = {("ifd0", 0x0101), ("exif", 0xA003), ("interop", 0x1002)}
+_DENSITIES = {  # each with its partner the other way
+    ("ifd0", X_RESOLUTION): Y_RESOLUTION,
+    ("ifd0", Y_RESOLUTION): X_RESOLUTION,
+    ("exif", 0xA20E): 0xA20F,  # of the focal plane
+    ("exif", 0xA20F): 0xA20E,
+}
+_ACROSS = {X_RESOLUTION, 0xA20E}
+_FOCAL_PLANE = {0xA20E, 0xA20F}
+_SUBJECT_AREA, _SUBJECT_LOCATION = 0x9214, 0xA214
+_THUMBNAIL, _THUMBNAIL_BYTES = 0x0201, 0x0202
+_PADDING = 4  # fewer bytes than this after a value are nobody's
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What became of the picture that a stream belongs to."""
+
+    orientation: int
+    """How it stood, 1 to 8; now it is upright."""
+    stored: tuple[int, int]
+    """Width and height as it stood."""
+    size: tuple[int, int]
+    """Width and height now."""
+    scale_resolution: bool
+    """Whether there are more pixels an inch now, or more inches."""
+
+    @property
+    def turned(self) -> bool:
+        """Whether width and height changed places."""
+        return self.orientation >= 5
+
+    @property
+    def factors(self) -> tuple[Fraction, Fraction]:
+        """New pixels for each upright one, across and down."""
+        width, height = self.stored[::-1] if self.turned else self.stored
+        return Fraction(self.size[0], width), Fraction(self.size[1], height)
+
+
+def edit(stream: bytes, change: Change) -> bytes:
+    """The stream with what the change made untrue corrected in its place.
+
+    Upright, of the new size and resolution, without thumbnail and without what described the old
+    file; what is not sound is left out. Raises BrokenExifError.
+    """
+    parsed = exif.parse(stream)
+    buffer = bytearray(stream)
+    _wipe_thumbnail(buffer, parsed)
+    kept: dict[str, list[Entry]] = {}
+    for name, directory in parsed.directories.items():
+        stale = _STALE.get(name, frozenset[int]())
+        kept[name] = [entry for entry in directory.entries.values() if entry.tag not in stale]
+    taken = parsed.tables + [entry.span for listed in kept.values() for entry in listed]
+    for name, directory in parsed.directories.items():
+        records = list[bytes]()
+        for entry in kept[name]:
+            value = _corrected(parsed, name, entry, change)
+            if value == (entry.type, entry.count, parsed.value(entry)):
+                records.append(parsed.data[entry.at : entry.at + 12])
+            elif value:
+                fits = entry.size >= len(value[2]) > 4
+                # Writers let tags of one value share it.
+                alone = fits and sum(exif.overlap(entry.span, other) for other in taken) == 1
+                place = entry.start if alone else None
+                records.append(exif.record(buffer, parsed.order, entry.tag, value, place))
+        _write_table(buffer, parsed.order, directory, records)
+    return bytes(buffer)
+
+
+def _corrected(parsed: Stream, name: str, entry: Entry, change: Change) -> Value | None:
+    """A tag's value now; None if nothing true can be said."""
+    order, place = parsed.order, (name, entry.tag)
+    if place == ("ifd0", ORIENTATION):
+        return SHORT, 1, struct.pack(f"{order}H", 1)
+    if place in _WIDTHS or place in _HEIGHTS:
+        return _whole(order, change.size[0 if place in _WIDTHS else 1])
+    if place in _DENSITIES:
+        return _density(parsed, name, entry, change)
+    if name == "exif" and entry.tag in (_SUBJECT_AREA, _SUBJECT_LOCATION):
+        return _subject(parsed, entry, change)
+    return entry.type, entry.count, parsed.value(entry)
+
+
+def _whole(order: Order, value: int) -> Value:
+    if value < 2**16:
+        return SHORT, 1, struct.pack(f"{order}H", value)
+    return LONG, 1, struct.pack(f"{order}I", value)
+
+
+def _density(parsed: Stream, name: str, entry: Entry, change: Change) -> Value | None:
+    source = entry
+    if change.turned:
+        other = parsed.directories[name].entries.get(_DENSITIES[name, entry.tag])
+        source = other or entry
+    before, value = exif.rational(parsed, entry), exif.rational(parsed, source)
+    # The sensor's pixels are always more than they were.
+    if value and (change.scale_resolution or entry.tag in _FOCAL_PLANE):
+        value *= change.factors[0 if entry.tag in _ACROSS else 1]
+    if value is None or value == before:
+        return entry.type, entry.count, parsed.value(entry)
+    return RATIONAL, 1, exif.packed(parsed.order, value)
+
+
+def _subject(parsed: Stream, entry: Entry, change: Change) -> Value | None:
+    """A point, a circle (its diameter) or a rectangle (its sides), in pixels of the picture."""
+    if entry.type != SHORT or entry.count not in (2, 3, 4):
+        return None
+    x, y, *sides = struct.unpack(f"{parsed.order}{entry.count}H", parsed.value(entry))
+    x, y = _upright(x, y, change)
+    if change.turned:
+        sides.reverse()
+    across, down = change.factors
+    values = [round(x * across), round(y * down)]
+    values += [round(side * by) for side, by in zip(sides, (across, down), strict=False)]
+    if max(values) >= 2**16 or min(values) < 0:
+        return None
+    return SHORT, len(values), struct.pack(f"{parsed.order}{len(values)}H", *values)
+
+
+def _upright(x: int, y: int, change: Change) -> tuple[int, int]:
+    """Where a point of the picture as stored lies in the upright one."""
+    width, height = change.stored
+    if change.orientation in (2, 3, 7, 8):
+        x = width - x
+    if change.orientation in (3, 4, 6, 7):
+        y = height - y
+    return (y, x) if change.turned else (x, y)
+
+
+def _write_table(
+    buffer: bytearray, order: Order, directory: Directory, records: Iterable[bytes]
+) -> None:
+    """The directory in its old place, with no other after it."""
+    listed = list(records)
+    table = struct.pack(f"{order}H", len(listed)) + b"".join(listed)
+    start, end = directory.span
+    buffer[start:end] = table.ljust(end - start, b"\0")
+
+
+def _wipe_thumbnail(buffer: bytearray, parsed: Stream) -> None:
+    """Zeroes the second directory and its picture, or cuts them off where they are the end."""
+    first = parsed.directories["ifd0"].next
+    second = exif.directory_at(parsed, first, parsed.tables, linked=True) if first else None
+    if not second:
+        return
+    spans = [second.span, *(entry.span for entry in second.entries.values())]
+    places = [second.entries.get(tag) for tag in (_THUMBNAIL, _THUMBNAIL_BYTES)]
+    if all(entry and entry.type in (LONG, IFD) and entry.count == 1 for entry in places):
+        start, size = (parsed.long(entry.start) for entry in places if entry)
+        spans.append((start, min(start + size, len(buffer))))
+    taken = parsed.tables + [
+        entry.span
+        for directory in parsed.directories.values()
+        for entry in directory.entries.values()
+    ]
+    for start, end in sorted(spans, reverse=True):
+        if start >= end or any(exif.overlap((start, end), other) for other in taken):
+            continue
+        if end + _PADDING > len(buffer):
+            del buffer[start:]
+        else:
+            buffer[start:end] = bytes(end - start)

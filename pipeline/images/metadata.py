@@ -1,0 +1,240 @@
+"""What a picture says beside its samples: read from its file, and made true of the result."""
+
+import hashlib
+from dataclasses import dataclass, replace
+
+from pipeline.config import Policy
+from pipeline.images import blocks, exif, exif_edit, xmp
+from pipeline.images.exif_edit import Change
+from pipeline.images.image import Facts, Metadata
+
+SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
+"""IPTC's vocabulary of where a picture comes from."""
+
+_MOST_DPI = 1e6  # what says more is not meant
+_ICC_HEADER = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What a result was made of and with."""
+
+    model: str
+    model_sha256: str
+    """Of its weights."""
+    scale: float
+    """Final factor."""
+    source_sha256: str
+    """Of the source file."""
+    version: str
+    """Ours."""
+
+
+def read(
+    data: bytes, format: str, *, page: int = 0, limit: int
+) -> tuple[Metadata, tuple[str, ...]]:
+    """What the file says beside its samples, and the codes of what it says and a result will not.
+
+    data: the whole file; format: as in Facts; page: of a TIFF, from 0; limit:
+    limits.max_metadata_bytes. Blocks are as they stand, but for extended XMP, which is joined, and
+    TIFF's tags, which become a stream of their own; dpi is across and down as stored.
+    What is broken is left out, whatever it is.
+    Codes: icc_untagged; {icc,exif,xmp,iptc,text}_broken; exif_repaired: single tags are lost;
+    text_dropped: comments and PNG's texts; tiff_tags_dropped: tags of other programs;
+    gamma_dropped: PNG's gAMA or cICP without a profile; c2pa_dropped: a signed manifest, not true
+    of another file; xmp_extension_dropped.
+    Raises TooLargeError.
+    """
+    found = blocks.find(data, format, page=page, limit=limit)
+    profile = _sound_profile(found)
+    if profile is None:
+        found.warn("icc_untagged")
+    stream = _sound_exif(found)
+    said = Metadata(
+        icc_profile=profile,
+        exif=stream,
+        xmp=_sound_xmp(found),
+        iptc=_sound_iptc(found),
+        dpi=_plausible(found.dpi) or (_plausible(exif.resolution(stream)) if stream else None),
+    )
+    return said, tuple(found.warnings)
+
+
+def derive(
+    said: Metadata,
+    *,
+    source: Facts,
+    size: tuple[int, int],
+    provenance: Provenance,
+    policy: Policy,
+) -> tuple[Metadata, tuple[str, ...]]:
+    """What the result says, and the codes of what was broken.
+
+    said: of the source, upright (dpi); its EXIF as the file had it. source: its header.
+    size: width and height of the result. The same arguments give the same bytes.
+    """
+    turned = source.orientation >= 5
+    stored = source.width, source.height
+    width, height = stored[::-1] if turned else stored
+    dpi = said.dpi
+    if dpi and policy.resolution == "scale":
+        dpi = dpi[0] * size[0] / width, dpi[1] * size[1] / height
+    kept = Metadata(icc_profile=said.icc_profile, dpi=dpi)
+    if policy.strip_metadata:
+        return replace(kept, xmp=_mark(policy)), ()
+    change = Change(source.orientation, stored, size, policy.resolution == "scale")
+    warnings = list[str]()
+    stream, packet = said.exif, said.xmp
+    if stream:
+        try:
+            stream = exif_edit.edit(stream, change)
+        except exif.BrokenExifError:
+            stream = None
+            warnings.append("exif_broken")
+    try:
+        packet = _derived(packet or xmp.EMPTY, size, dpi, provenance, policy)
+    except xmp.BrokenXmpError:
+        packet = _derived(xmp.EMPTY, size, dpi, provenance, policy)
+        warnings.append("xmp_broken")
+    return replace(kept, exif=stream, xmp=packet, iptc=said.iptc), tuple(warnings)
+
+
+def _mark(policy: Policy) -> bytes | None:
+    """A packet that says where the picture comes from and nothing else."""
+    if policy.source_type == "off":
+        return None
+    says = {"Iptc4xmpExt:DigitalSourceType": SOURCE_TYPES + policy.source_type}
+    return xmp.edit(xmp.EMPTY, says=says, corrects={}, event=None)
+
+
+def _derived(
+    packet: bytes,
+    size: tuple[int, int],
+    dpi: tuple[float, float] | None,
+    provenance: Provenance,
+    policy: Policy,
+) -> bytes:
+    """The packet of the result. Raises BrokenXmpError."""
+    before = xmp.parse(packet)
+    made = {
+        "model": provenance.model,
+        "model_sha256": provenance.model_sha256,
+        "scale": f"{provenance.scale:g}",
+        "source_sha256": provenance.source_sha256,
+    }
+    # Identifiers come from what is identified: no clock and no chance in a result.
+    recipe = "\n".join((*made.values(), provenance.version, str(size)))
+    name = hashlib.sha256(packet + recipe.encode(errors="replace")).hexdigest()[:32]
+    document, instance, original = (
+        before.text(f"xmpMM:{one}") for one in ("DocumentID", "InstanceID", "OriginalDocumentID")
+    )
+    agent = f"Remaster {provenance.version}"
+    origin = {"stRef:documentID": document, "stRef:instanceID": instance}
+    origin = {field: value for field, value in origin.items() if value}
+    says: dict[str, str | dict[str, str]] = {
+        "xmp:CreatorTool": agent,
+        "xmpMM:DocumentID": f"xmp.did:{name}",
+        "xmpMM:InstanceID": f"xmp.iid:{name}",
+        "xmpMM:DerivedFrom": origin | {"remaster:sha256": provenance.source_sha256},
+    }
+    if original or document:
+        says["xmpMM:OriginalDocumentID"] = original or document
+    if policy.source_type != "off":
+        says["Iptc4xmpExt:DigitalSourceType"] = SOURCE_TYPES + policy.source_type
+        if source_type := before.text("Iptc4xmpExt:DigitalSourceType"):
+            made["source_type"] = source_type
+    event = {
+        "stEvt:action": "edited",
+        "stEvt:instanceID": f"xmp.iid:{name}",
+        "stEvt:softwareAgent": agent,
+        "stEvt:parameters": "; ".join(f"{key}={value}" for key, value in made.items()),
+    }
+    return xmp.edit(packet, says=says, corrects=_corrections(size, dpi), event=event)
+
+
+def _corrections(size: tuple[int, int], dpi: tuple[float, float] | None) -> dict[str, str | None]:
+    """What a packet repeats of the file; None where it is no longer true."""
+    width, height = map(str, size)
+    across, down = (f"{round(side * 100)}/100" for side in dpi) if dpi else (None, None)
+    return {
+        "tiff:Orientation": "1",
+        "tiff:ImageWidth": width,
+        "tiff:ImageLength": height,
+        "exif:PixelXDimension": width,
+        "exif:PixelYDimension": height,
+        "tiff:XResolution": across,
+        "tiff:YResolution": down,
+        "tiff:ResolutionUnit": "2" if dpi else None,
+        "tiff:BitsPerSample": None,
+        "tiff:Compression": None,
+        "tiff:PhotometricInterpretation": None,
+        "tiff:SamplesPerPixel": None,
+        "tiff:PlanarConfiguration": None,
+        "tiff:YCbCrSubSampling": None,
+        "exif:CompressedBitsPerPixel": None,
+        "exif:FocalPlaneXResolution": None,
+        "exif:FocalPlaneYResolution": None,
+        "exif:SubjectArea": None,
+        "exif:SubjectLocation": None,
+        "xmp:Thumbnails": None,
+    }
+
+
+def _sound_profile(found: blocks.Blocks) -> bytes | None:
+    profile = found.found.get("icc")
+    if not profile:
+        return None
+    if (
+        len(profile) >= _ICC_HEADER
+        and profile[36:40] == b"acsp"
+        and _ICC_HEADER <= int.from_bytes(profile[:4], "big") <= len(profile)
+    ):
+        return profile
+    found.warn("icc_broken")
+    return None
+
+
+def _sound_exif(found: blocks.Blocks) -> bytes | None:
+    stream = found.found.get("exif")
+    if not stream:
+        return None
+    try:
+        if not exif.check(stream):
+            found.warn("exif_repaired")
+    except exif.BrokenExifError:
+        found.warn("exif_broken")
+        return None
+    return stream
+
+
+def _sound_xmp(found: blocks.Blocks) -> bytes | None:
+    packet = found.found.get("xmp")
+    if not packet:
+        return None
+    try:
+        return xmp.normalised(packet)
+    except xmp.BrokenXmpError:
+        found.warn("xmp_broken")
+        return None
+
+
+def _sound_iptc(found: blocks.Blocks) -> bytes | None:
+    """Records one after another, each `1C record dataset length`; zeros may follow."""
+    records = found.found.get("iptc")
+    if not records:
+        return None
+    at = 0
+    while records[at : at + 1] == b"\x1c":
+        size = int.from_bytes(records[at + 3 : at + 5], "big")
+        if size & 0x8000:  # the length of a length
+            wide = size & 0x7FFF
+            size = wide + int.from_bytes(records[at + 5 : at + 5 + min(wide, 8)], "big")
+        at += 5 + size
+    if not 0 < at <= len(records) or records[at:].strip(b"\0"):
+        found.warn("iptc_broken")
+        return None
+    return records[:at]
+
+
+def _plausible(dpi: tuple[float, float] | None) -> tuple[float, float] | None:
+    return dpi if dpi and min(dpi) > 0 and max(dpi) < _MOST_DPI else None
