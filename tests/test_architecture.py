@@ -21,6 +21,8 @@ ONLY_IN = {
     "tensorboardX": {"training/record"},
     "scipy": set(),
     "isal": {"images"},
+    "tifffile": {"images"},
+    "imagecodecs": {"images"},
     "PIL": {"images", "samples", "benchmark/contender", "training/sheet"},
     "fsspec": {"storage"},
     "botocore": {"storage"},
@@ -39,7 +41,10 @@ PURE = {
     "storage": {"errors"},
     "images/image": set(),
     "images/decode": {"config", "errors", "images"},
+    "images/limits": {"errors"},
+    "images/page": {"images"},  # image
     "images/png": set(),
+    "images/tiff": {"images"},  # exif, image, page
     "report/summary": set(),
     "benchmark/figures": set(),
 }
