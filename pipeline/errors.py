@@ -118,6 +118,8 @@ CODES: dict[str, Code] = {
     "too_many_pages": Code("decode", False, "more pages than limits.max_pages"),
     "metadata_too_large": Code("decode", False, "more metadata than limits.max_metadata_bytes"),
     "output_too_large": Code("encode", False, "more pixels than the limits or the format allow"),
+    "output_depth": Code("encode", False, "more bits a sample than the format has (policy.depth)"),
+    "output_pages": Code("encode", False, "more pages than the format has"),
     "device_memory": Code("upscale", True, "does not fit the device even in the smallest strips"),
     "non_finite": Code("upscale", False, "the network yields NaN or infinity even in fp32"),
     "encode_failed": Code("encode", False, "the encoder refused the result"),

@@ -32,8 +32,10 @@ from pipeline.errors import (
     WorkerCrashError,
 )
 from pipeline.images.decode import decode, probe
-from pipeline.images.encode import CONTENT_TYPES, check_size, encode
+from pipeline.images.encode import CONTENT_TYPES, encode
 from pipeline.images.image import Facts, Image, Pixels, eight_bit
+from pipeline.images.limits import check_kind, check_size
+from pipeline.images.page import Page
 from pipeline.models import zoo
 from pipeline.models.zoo import ModelSpec
 from pipeline.plan import FORMATS, source_suffix
@@ -55,6 +57,7 @@ class Job:
     long_side: int | None
     encode: Encode
     limits: Limits
+    policy: Policy
     source: Store
     output: Store
     models: Store
@@ -220,6 +223,8 @@ class Worker:
             raise UnsupportedError("unsupported_frames", f"{facts.frames} pages, 1 is written")
         width, height = self._final_size(facts.width, facts.height)
         check_size(item.output_format, width, height, max_pixels=limits.max_output_pixels)
+        depth, policy = facts.bit_depth, self._job.policy.depth
+        check_kind(item.output_format, pages=1, bit_depth=depth, depth_policy=policy)
         # The file; the samples as decoded and as the network takes them; those of the result, and
         # what an encoder makes of them.
         pixels = 2 * facts.width * facts.height + 2 * width * height
@@ -237,9 +242,8 @@ class Worker:
         # The same physical size: as many times more pixels, so as many times more per inch.
         said = image.metadata
         dpi = (said.dpi[0] * factor, said.dpi[1] * factor) if said.dpi else None
-        file, warnings = encode(
-            pixels, item.output_format, self._job.encode, icc_profile=said.icc_profile, dpi=dpi
-        )
+        page = Page(pixels, replace(said, dpi=dpi))
+        file, warnings = encode([page], item.output_format, self._job.encode, self._job.policy)
         log.note(*warnings)
         return file
 

@@ -42,7 +42,10 @@ PURE = {
     "images/image": set(),
     "images/decode": {"config", "errors", "images"},
     "images/header": {"errors", "images"},
+    "images/limits": {"errors"},
+    "images/page": {"images"},  # image
     "images/png": set(),
+    "images/tiff": {"images"},  # exif, image, page
     "report/summary": set(),
     "benchmark/figures": set(),
 }

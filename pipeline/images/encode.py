@@ -1,15 +1,18 @@
 """From samples to a file's bytes."""
 
 import io
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import PIL.Image
 
-from pipeline.config import Encode
-from pipeline.errors import EncodeError, TooLargeError
-from pipeline.images import png
-from pipeline.images.image import Pixels
+from pipeline.config import Encode, Policy
+from pipeline.errors import EncodeError, ItemError, TooLargeError
+from pipeline.images import containers, png, tiff
+from pipeline.images.image import Pixels, Samples, eight_bit
+from pipeline.images.limits import check_kind
+from pipeline.images.page import Page
 
 CONTENT_TYPES = {
     "png": "image/png",
@@ -18,114 +21,94 @@ CONTENT_TYPES = {
     "webp": "image/webp",
 }
 
-# Pixels a side: libjpeg-turbo's limit (the format's is 65,535), and WebP's 14 bits.
-_MAX_SIDE = {"jpeg": 65_500, "webp": 16_383}
-_MAX_DPI = 65_535  # JPEG's two bytes
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-_TIFF_PREDICTOR, _HORIZONTAL = 317, 2
-_CLASSIC_TIFF_BYTES = 3_500_000_000
+_BAND_SAMPLES = 2**18
+
+Written = tuple[bytes, tuple[str, ...]]
 
 
-def check_size(format: str, width: int, height: int, *, max_pixels: int) -> None:
-    """Raises TooLargeError if a result of this size cannot be written, before it is computed.
-
-    max_pixels: `limits.max_output_pixels`.
-    """
-    if width * height > max_pixels:
-        size = f"the result has {width} x {height} = {width * height:,} pixels"
-        raise TooLargeError(
-            "output_too_large",
-            f"{size}, limit {max_pixels:,} (limits.max_output_pixels, scale, long_side)",
-        )
-    limit = _MAX_SIDE.get(format)
-    if limit and max(width, height) > limit:
-        raise TooLargeError(
-            "output_too_large",
-            f"the result has {width} x {height} pixels, {format} holds {limit:,} a side "
-            "(format: png or tiff)",
-        )
-
-
-def encode(
-    pixels: Pixels,
-    format: str,
-    settings: Encode,
-    *,
-    icc_profile: bytes | None = None,
-    dpi: tuple[float, float] | None = None,
-) -> tuple[bytes, tuple[str, ...]]:
+def encode(pages: Sequence[Page], format: str, settings: Encode, policy: Policy) -> Written:
     """The file, and the codes of what it cannot say.
 
-    pixels: (height, width, 1 to 4), uint8. dpi: pixels per inch, across and down.
-    Raises EncodeError.
+    pages: at least one, and one where the format is not TIFF. format: a key of CONTENT_TYPES.
+    Raises EncodeError, TooLargeError or UnsupportedError.
     """
-    samples, warnings = _presentable(pixels, format)
-    if icc_profile and format == "webp" and samples.shape[2] < 3:
-        # WebP makes RGB of gray, which a gray profile does not fit
-        icc_profile, warnings = None, (*warnings, "icc_dropped")
-    if dpi and (format == "webp" or max(dpi) > _MAX_DPI):
-        dpi, warnings = None, (*warnings, "dpi_dropped")
+    bits = max(8 * page.samples.itemsize for page in pages)
+    check_kind(format, pages=len(pages), bit_depth=bits, depth_policy=policy.depth)
     try:
-        if format == "png":
-            effort = png.EFFORTS[settings.png_effort]
-            file = png.encode(samples, effort, icc_profile=icc_profile, dpi=dpi)
-        else:
-            file = _encode_by_pillow(samples, format, settings, icc_profile=icc_profile, dpi=dpi)
+        if format == "tiff":
+            return tiff.encode(pages)
+        bare, lost = _WRITERS[format](pages[0].samples, settings)
+        file, dropped = containers.embed(bare, format, pages[0].said)
+        return file, (*lost, *dropped)
+    except ItemError:
+        raise
     except MemoryError as error:
         raise TooLargeError("encode_memory", f"no memory to encode as {format}") from error
     # The codec boundary, as in decode: what an encoder raises means this one picture.
     except Exception as error:
         message = f"{format}: {type(error).__name__}: {error}"
         raise EncodeError("encode_failed", message) from error
-    return file, warnings
 
 
-def _presentable(pixels: Pixels, format: str) -> tuple[Pixels, tuple[str, ...]]:
-    """JPEG has no alpha: the picture on white, and a warning unless nothing showed through."""
-    if format != "jpeg" or pixels.shape[2] not in (2, 4):
-        return pixels, ()
-    colour, alpha = pixels[:, :, :-1], pixels[:, :, -1:]
-    if alpha.min() == 255:
-        return np.ascontiguousarray(colour), ()
-    share = alpha.astype(np.float32) / 255
-    on_white = colour * share + 255 * (1 - share)
-    return np.rint(on_white).astype(np.uint8), ("alpha_flattened",)
+def _png(samples: Samples, settings: Encode) -> Written:
+    return png.encode(samples, png.EFFORTS[settings.png_effort]), ()
 
 
-def _encode_by_pillow(
-    samples: Pixels,
-    format: str,
-    settings: Encode,
-    *,
-    icc_profile: bytes | None,
-    dpi: tuple[float, float] | None,
-) -> bytes:
-    channels = samples.shape[2]
-    picture = PIL.Image.fromarray(samples[:, :, 0] if channels == 1 else samples)
+def _jpeg(samples: Samples, settings: Encode) -> Written:
+    pixels, lost = _in_eight_bits(samples, with_alpha=False)
+    quality, subsampling = settings.jpeg_quality, settings.jpeg_subsampling
+    return _by_pillow(pixels, format="JPEG", quality=quality, subsampling=subsampling), lost
+
+
+def _webp(samples: Samples, settings: Encode) -> Written:
+    pixels, lost = _in_eight_bits(samples, with_alpha=True)
+    quality, lossless = settings.webp_quality, settings.webp_lossless
+    return _by_pillow(pixels, format="WEBP", quality=quality, lossless=lossless), lost
+
+
+_WRITERS: dict[str, Callable[[Samples, Encode], Written]] = {
+    "png": _png,
+    "jpeg": _jpeg,
+    "webp": _webp,
+}
+
+
+def _in_eight_bits(samples: Samples, *, with_alpha: bool) -> tuple[Pixels, tuple[str, ...]]:
+    """What a format of 8 bits holds, and what that takes from the picture.
+
+    Without alpha: the picture on white, and a warning unless nothing showed through. In bands, as
+    the arithmetic takes many times the memory of its result.
+    """
+    height, width, channels = samples.shape
+    flatten = not with_alpha and channels in (2, 4)
+    deep = samples.dtype != np.uint8
+    if not flatten and not deep:
+        return eight_bit(samples), ()
+    pixels = np.empty((height, width, channels - flatten), np.uint8)
+    opaque = True
+    rows = max(1, _BAND_SAMPLES // (width * channels))
+    for top in range(0, height, rows):
+        band = eight_bit(samples[top : top + rows])
+        if flatten:
+            opaque = opaque and band[..., -1].min() == 255
+            band = _on_white(band)
+        pixels[top : top + rows] = band
+    lost = {"depth_reduced": deep, "alpha_flattened": flatten and not opaque}
+    return pixels, tuple(code for code, holds in lost.items() if holds)
+
+
+def _on_white(pixels: Pixels) -> Pixels:
+    colour, alpha = pixels[..., :-1], pixels[..., -1:]
+    darkness = (255 - colour).astype(np.uint16)
+    return (255 - (darkness * alpha + 127) // 255).astype(np.uint8)
+
+
+def _by_pillow(pixels: Pixels, **options: Any) -> bytes:
+    channels = pixels.shape[2]
+    picture = PIL.Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
     if picture.mode != _MODES[channels]:
         raise ValueError(f"{channels} channels became mode {picture.mode}")
-    options = _options(format, settings, samples.nbytes)
-    if icc_profile:
-        options["icc_profile"] = icc_profile
-    if dpi:
-        options["dpi"] = dpi
     file = io.BytesIO()
     picture.save(file, **options)
     return file.getvalue()
-
-
-def _options(format: str, settings: Encode, raw_bytes: int) -> dict[str, Any]:
-    if format == "jpeg":
-        return {"format": "JPEG", "quality": settings.jpeg_quality, "subsampling": 0}
-    if format == "webp":
-        return {
-            "format": "WEBP",
-            "quality": settings.webp_quality,
-            "lossless": settings.webp_lossless,
-        }
-    return {
-        "format": "TIFF",
-        "compression": "tiff_adobe_deflate",
-        "tiffinfo": {_TIFF_PREDICTOR: _HORIZONTAL},
-        "big_tiff": raw_bytes > _CLASSIC_TIFF_BYTES,
-    }

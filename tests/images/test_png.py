@@ -1,4 +1,4 @@
-"""The PNG writer, read back by Pillow and by a strict reader that knows nothing of it."""
+"""The PNG writer, read back by Pillow, libpng and a strict reader that knows nothing of it."""
 
 import io
 import struct
@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import get_args
 
+import imagecodecs
 import numpy as np
 import PIL.Image
 import pytest
@@ -127,6 +128,9 @@ def text(height, width):
 def test_every_sample_comes_back(pixels, effort):
     file = encode(pixels, EFFORTS[effort])
     np.testing.assert_array_equal(read(file).pixels, pixels)
+    by_libpng = imagecodecs.png_decode(file)
+    assert by_libpng.dtype == pixels.dtype
+    np.testing.assert_array_equal(by_libpng.reshape(pixels.shape), pixels)
     if pixels.dtype == np.uint8 or pixels.shape[2] == 1:  # Pillow has no deep colours
         np.testing.assert_array_equal(opened(file), pixels)
 

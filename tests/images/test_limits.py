@@ -1,0 +1,91 @@
+"""What a format cannot hold is refused by numbers alone, and the message says what to do."""
+
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.errors import ItemError
+from pipeline.images.encode import CONTENT_TYPES
+from pipeline.images.limits import check_kind, check_size, encoder_bytes
+
+
+def test_sizes_over_a_limit_name_both_numbers_and_the_knob():
+    with pytest.raises(ItemError, match=r"65501 x 1 .*jpeg holds 65,500 a side"):
+        check_size("jpeg", 65_501, 1, max_pixels=10**9)
+    with pytest.raises(ItemError, match=r"webp holds 16,383 a side \(format"):
+        check_size("webp", 1, 16_384, max_pixels=10**9)
+    with pytest.raises(ItemError, match=r"limit 99 \(limits.max_output_pixels"):
+        check_size("png", 10, 10, max_pixels=99)
+    check_size("png", 70_000, 10, max_pixels=10**9)
+    check_size("jpeg", 65_500, 1, max_pixels=10**9)
+    check_size("webp", 16_383, 16_383, max_pixels=10**9)
+
+
+@pytest.mark.parametrize("format", CONTENT_TYPES)
+def test_only_a_tiff_has_pages(format):
+    check_kind(format, pages=1, bit_depth=8, depth_policy="reject")
+    if format == "tiff":
+        check_kind(format, pages=1000, bit_depth=16, depth_policy="reject")
+        return
+    with pytest.raises(ItemError, match=rf"3 pages, {format} holds 1 \(format: tiff\)") as caught:
+        check_kind(format, pages=3, bit_depth=8, depth_policy="reduce")
+    assert (caught.value.code, caught.value.stage) == ("output_pages", "encode")
+
+
+@pytest.mark.parametrize("format", CONTENT_TYPES)
+def test_16_bits_are_refused_where_8_are_held_and_that_is_asked_for(format):
+    check_kind(format, pages=1, bit_depth=16, depth_policy="reduce")
+    if format in ("png", "tiff"):
+        check_kind(format, pages=1, bit_depth=16, depth_policy="reject")
+        return
+    with pytest.raises(ItemError, match=rf"16 bits a sample, {format} holds 8 .*policy.depth"):
+        check_kind(format, pages=1, bit_depth=16, depth_policy="reject")
+
+
+def test_the_plan_needs_no_codec_for_it():
+    code = (
+        "import sys, pipeline.images.limits;"
+        "sys.exit(bool({'PIL', 'tifffile', 'numpy', 'isal'} & sys.modules.keys()))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+PEAKS = """
+import sys
+import numpy as np
+from pipeline.config import Encode, Policy
+from pipeline.images.encode import encode
+from pipeline.images.page import Page
+
+def status(key):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+for format, side, channels, depth, lossless in [
+    ("png", 1500, 3, 16, False), ("tiff", 1500, 4, 16, False), ("jpeg", 2000, 4, 16, False),
+    ("webp", 1200, 3, 16, False), ("webp", 800, 4, 8, False), ("webp", 800, 3, 8, True),
+]:
+    waves = np.sin(np.arange(side) / 17)[:, None] * np.cos(np.arange(side) / 23)
+    grain = np.random.default_rng(0).normal(0, 0.01, (side, side))
+    levels = (0.5 + 0.4 * waves + grain).clip(0, 1) * (2**depth - 1)
+    samples = np.repeat(levels.astype(f"u{depth // 8}")[..., None], channels, axis=2)
+    settings = Encode(webp_lossless=lossless)
+    encode([Page(samples[:9, :9].copy())], format, settings, Policy())
+    open("/proc/self/clear_refs", "w").write("5")
+    before = status("VmRSS:")
+    file, _ = encode([Page(samples)], format, settings, Policy())
+    taken = status("VmHWM:") - before - len(file) * (1 if format == "tiff" else 2)
+    print(format, side, channels, int(lossless), taken)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_encoders_take_no_more_memory_than_they_say():
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", PEAKS], capture_output=True)
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.decode().splitlines():
+        kind, *numbers = line.split()
+        side, channels, lossless, taken = map(int, numbers)
+        said = encoder_bytes(kind, side, side, channels=channels, lossless=bool(lossless))
+        assert taken <= said, line
