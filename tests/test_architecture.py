@@ -39,6 +39,8 @@ PURE = {
     "storage": {"errors"},
     "images/image": set(),
     "images/decode": {"config", "errors", "images"},
+    "images/child": {"errors"},
+    "images/sandbox": {"config", "errors", "images"},
     "images/png": set(),
     "report/summary": set(),
     "benchmark/figures": set(),

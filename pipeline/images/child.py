@@ -1,0 +1,165 @@
+"""The process that pictures are decoded in: `python -m pipeline.images.child`, for `sandbox`.
+
+It answers requests on its one pipe, a socket given as standard input, until that closes. What a
+decoder may do to it, it does to nobody else: it has no credentials, no files of its parent's, a
+limit on its memory, and dies when its parent dies. It may be taken over by what it decodes; so its
+answers are JSON and samples, which the parent checks, and no pickles.
+"""
+
+import ctypes
+import importlib
+import json
+import math
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+from base64 import b64encode
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from pipeline.errors import DecodeError, ItemError
+
+FRAME = struct.Struct("!IQ")
+"""Before each message: the bytes of its head, which is JSON, and those of its body."""
+
+NO_MEMORY = 87
+"""The exit status of a process that its limit refused memory."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+def send(pipe: socket.socket, head: dict[str, Any], body: bytes | memoryview = b"") -> None:
+    """Writes one message."""
+    said = json.dumps(head, default=_as_json).encode()
+    pipe.sendall(FRAME.pack(len(said), len(body)) + said)
+    if body:
+        pipe.sendall(body)
+
+
+def main() -> None:
+    """Ends when the pipe is closed; the parent's process id is the only argument."""
+    _die_with(int(sys.argv[1]))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # whether to stop is the worker's to decide
+    with socket.socket(fileno=os.dup(sys.stdin.fileno())) as pipe, pipe.makefile("rb") as requests:
+        settings, _ = _next(requests)
+        decoder = importlib.import_module(settings["decoder"])
+        _limit(settings["limits"]["decode_bytes"])
+        _silence()
+        send(pipe, {"ready": os.getpid()})
+        try:
+            _serve(pipe, requests, decoder, settings["limits"])
+        except EOFError:
+            return  # the parent closed the pipe
+        except MemoryError:
+            os._exit(NO_MEMORY)
+
+
+def _serve(pipe: socket.socket, requests: BinaryIO, decoder: Any, limits: dict[str, Any]) -> None:
+    while True:
+        request, data = _next(requests)
+        _limit_time(limits["decode_s"])
+        try:
+            head, body = _answer(decoder, request, data, limits)
+        except ItemError as error:
+            if error.code == "decode_memory":
+                raise MemoryError from error
+            said = {"type": type(error).__name__, "code": error.code, "message": str(error)}
+            head, body = {"error": said}, b""
+        del data
+        send(pipe, head, body)
+
+
+def _answer(
+    decoder: Any, request: dict[str, Any], data: bytes, limits: dict[str, Any]
+) -> tuple[dict[str, Any], bytes | memoryview]:
+    """The one place that calls the decoder. Raises ItemError or MemoryError."""
+    max_pixels = limits["max_input_pixels"]
+    page = {"page": request["page"]} if request.get("page") else {}
+    try:
+        if request["do"] == "probe":
+            return {"facts": decoder.probe(data, max_pixels=max_pixels)}, b""
+        image = decoder.decode(data, max_pixels=max_pixels, **page)
+    except (ItemError, MemoryError):
+        raise
+    # The codec boundary once more: what a decoder raises is the file's fault, and one row.
+    except Exception as error:
+        raise DecodeError("decode_failed", f"{type(error).__name__}: {error}") from error
+    head = {name: value for name, value in _fields(image).items() if name != "pixels"}
+    samples = np.ascontiguousarray(image.pixels)
+    head["samples"] = {"shape": samples.shape, "dtype": samples.dtype.name}
+    return head, samples.data.cast("B")
+
+
+def _next(requests: BinaryIO) -> tuple[dict[str, Any], bytes]:
+    frame = requests.read(FRAME.size)
+    if len(frame) < FRAME.size:
+        raise EOFError
+    head, body = FRAME.unpack(frame)
+    return json.loads(requests.read(head)), requests.read(body)
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return {"base64": b64encode(value).decode()}
+    if is_dataclass(value):
+        return _fields(value)
+    raise TypeError(f"no answer holds a {type(value).__name__}")
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {field.name: getattr(value, field.name) for field in fields(value)}
+
+
+def _die_with(parent: int) -> None:
+    """Even a decoder that never looks at the pipe again ends with the parent."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit()  # it died before it could have been noticed
+
+
+def _limit(decode_bytes: int) -> None:
+    """Memory beside what the process has taken already, and nothing written to any disk."""
+    _cap(resource.RLIMIT_CORE, 0)
+    _cap(resource.RLIMIT_FSIZE, 0)
+    if sys.platform == "linux":
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        _cap(resource.RLIMIT_AS, taken + decode_bytes)
+        # Where the node runs out of memory the kernel takes this process first, not its parent.
+        with suppress(OSError):  # a container may forbid it
+            Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def _limit_time(decode_s: float) -> None:
+    """A decode's processor time, whatever the parent does: beyond it the kernel ends us."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    most = math.ceil(used.ru_utime + used.ru_stime + decode_s) + 1
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    if hard == resource.RLIM_INFINITY or most < hard:
+        resource.setrlimit(resource.RLIMIT_CPU, (most, hard))
+
+
+def _cap(kind: int, most: int) -> None:
+    hard = resource.getrlimit(kind)[1]
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(kind, (most, most))
+
+
+def _silence() -> None:
+    """Codecs write what they think of a file to standard error, some of them without end."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(nothing, descriptor)
+    os.close(nothing)
+
+
+if __name__ == "__main__":
+    main()
