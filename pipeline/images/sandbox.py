@@ -38,8 +38,17 @@ _START_S, _EXIT_S = 120, 1
 _PIPE_BYTES = 2**20  # a small picture fits: its child is done when it is decoded
 _HEAD_BYTES = 2**20  # of an answer, beside the metadata
 _KEPT = ("PATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
-# There are as many children as cores: one thread and one arena of memory for each.
-_ALONE = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TIFFFILE_NUM_THREADS", "MALLOC_ARENA_MAX")
+_GIVEN = {
+    # There are as many children as cores.
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "TIFFFILE_NUM_THREADS": "1",
+    # glibc's: to keep 64 MiB between pictures. Else a small one's memory is handed back and faulted
+    # in again, 1,700 pages each time, which takes as long as decoding it.
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+    "MALLOC_TRIM_THRESHOLD_": str(2**26),
+}
 _KINDS = {"uint8": np.uint8, "uint16": np.uint16}
 _ERRORS = {kind.__name__: kind for kind in ItemError.__subclasses__()}
 # What an earlier picture may be guilty of, by the state that it left its child in.
@@ -296,7 +305,7 @@ def _environment() -> dict[str, str]:
     """Where things are, but no credentials: a decoder may be taken over by what it decodes."""
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
     path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
-    return kept | dict.fromkeys(_ALONE, "1") | {"PYTHONPATH": path}
+    return kept | _GIVEN | {"PYTHONPATH": path}
 
 
 def _end(popen: "subprocess.Popen[bytes]", pipe: socket.socket) -> None:
