@@ -2,45 +2,29 @@
 
 It answers requests on its one pipe, a socket given as standard input, until that closes. What a
 decoder may do to it, it does to nobody else: it has no credentials, no files of its parent's, a
-limit on its memory, and dies when its parent dies. It may be taken over by what it decodes; so its
-answers are JSON and samples, which the parent checks, and no pickles.
+limit on its memory, and dies when its parent dies.
 """
 
 import ctypes
 import importlib
-import json
 import math
 import os
 import resource
 import signal
 import socket
-import struct
 import sys
-from base64 import b64encode
 from contextlib import suppress
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-
 from pipeline.errors import DecodeError, ItemError
-
-FRAME = struct.Struct("!IQ")
-"""Before each message: the bytes of its head, which is JSON, and those of its body."""
+from pipeline.images import wire
+from pipeline.images.wire import Head
 
 NO_MEMORY = 87
 """The exit status of a process that its limit refused memory."""
 
 _PR_SET_PDEATHSIG = 1
-
-
-def send(pipe: socket.socket, head: dict[str, Any], body: bytes | memoryview = b"") -> None:
-    """Writes one message."""
-    said = json.dumps(head, default=_as_json).encode()
-    pipe.sendall(FRAME.pack(len(said), len(body)) + said)
-    if body:
-        pipe.sendall(body)
 
 
 def main() -> None:
@@ -53,33 +37,33 @@ def main() -> None:
         decoder = importlib.import_module(settings["decoder"])
         _limit(settings["limits"]["decode_bytes"])
         _silence()
-        send(pipe, {"ready": os.getpid()})
+        wire.send(pipe, {"ready": os.getpid()})
         try:
-            _serve(pipe, requests, decoder, settings["limits"])
+            while True:
+                _answer(pipe, decoder, settings["limits"], *_next(requests))
         except EOFError:
             return  # the parent closed the pipe
         except MemoryError:
             os._exit(NO_MEMORY)
 
 
-def _serve(pipe: socket.socket, requests: BinaryIO, decoder: Any, limits: dict[str, Any]) -> None:
-    while True:
-        request, data = _next(requests)
-        _limit_time(limits["decode_s"])
-        try:
-            head, body = _answer(decoder, request, data, limits)
-        except ItemError as error:
-            if error.code == "decode_memory":
-                raise MemoryError from error
-            said = {"type": type(error).__name__, "code": error.code, "message": str(error)}
-            head, body = {"error": said}, b""
-        del data
-        send(pipe, head, body)
-
-
 def _answer(
-    decoder: Any, request: dict[str, Any], data: bytes, limits: dict[str, Any]
-) -> tuple[dict[str, Any], bytes | memoryview]:
+    pipe: socket.socket, decoder: Any, limits: dict[str, Any], request: Head, data: bytes
+) -> None:
+    """Answers one request. Raises MemoryError, after which the process is no good."""
+    _limit_time(limits["decode_s"])
+    try:
+        head, body = _decoded(decoder, limits, request, data)
+    except ItemError as error:
+        if error.code == "decode_memory":
+            raise MemoryError from error
+        head, body = wire.head_of_error(error), b""
+    wire.send(pipe, head, body)
+
+
+def _decoded(
+    decoder: Any, limits: dict[str, Any], request: Head, data: bytes
+) -> tuple[Head, bytes | memoryview]:
     """The one place that calls the decoder. Raises ItemError or MemoryError."""
     max_pixels = limits["max_input_pixels"]
     page = {"page": request["page"]} if request.get("page") else {}
@@ -92,30 +76,15 @@ def _answer(
     # The codec boundary once more: what a decoder raises is the file's fault, and one row.
     except Exception as error:
         raise DecodeError("decode_failed", f"{type(error).__name__}: {error}") from error
-    head = {name: value for name, value in _fields(image).items() if name != "pixels"}
-    samples = np.ascontiguousarray(image.pixels)
-    head["samples"] = {"shape": samples.shape, "dtype": samples.dtype.name}
-    return head, samples.data.cast("B")
+    return wire.head_of_image(image)
 
 
-def _next(requests: BinaryIO) -> tuple[dict[str, Any], bytes]:
-    frame = requests.read(FRAME.size)
-    if len(frame) < FRAME.size:
+def _next(requests: BinaryIO) -> tuple[Head, bytes]:
+    frame = requests.read(wire.FRAME.size)
+    if len(frame) < wire.FRAME.size:
         raise EOFError
-    head, body = FRAME.unpack(frame)
-    return json.loads(requests.read(head)), requests.read(body)
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return {"base64": b64encode(value).decode()}
-    if is_dataclass(value):
-        return _fields(value)
-    raise TypeError(f"no answer holds a {type(value).__name__}")
-
-
-def _fields(value: Any) -> dict[str, Any]:
-    return {field.name: getattr(value, field.name) for field in fields(value)}
+    head, body = wire.FRAME.unpack(frame)
+    return wire.read(requests.read(head)), requests.read(body)
 
 
 def _die_with(parent: int) -> None:

@@ -9,8 +9,6 @@ Headers are read there too: parsers of headers follow chains of pages, and WebP'
 the whole picture.
 """
 
-import json
-import math
 import os
 import queue
 import signal
@@ -20,19 +18,18 @@ import subprocess
 import sys
 import time
 import weakref
-from base64 import b64decode
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
-
-import numpy as np
+from typing import Generic, TypeVar
 
 from pipeline.config import Limits
-from pipeline.errors import CODES, DecodeError, FatalError, ItemError, TooLargeError
+from pipeline.errors import DecodeError, FatalError, ItemError, TooLargeError
 from pipeline.images import child as child_program
-from pipeline.images.child import FRAME, NO_MEMORY, send
-from pipeline.images.image import Facts, Image, Metadata, Samples
+from pipeline.images import wire
+from pipeline.images.child import NO_MEMORY
+from pipeline.images.image import Facts, Image, Samples
+from pipeline.images.wire import Head
 
 _START_S, _EXIT_S = 120, 1
 _PIPE_BYTES = 2**20  # a small picture fits: its child is done when it is decoded
@@ -49,14 +46,11 @@ _GIVEN = {
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
     "MALLOC_TRIM_THRESHOLD_": str(2**26),
 }
-_KINDS = {"uint8": np.uint8, "uint16": np.uint16}
-_ERRORS = {kind.__name__: kind for kind in ItemError.__subclasses__()}
 # What an earlier picture may be guilty of, by the state that it left its child in.
 _INHERITED = ("decoder_crash", "decode_memory_limit")
 
 T = TypeVar("T")
 Buffer = TypeVar("Buffer", bytearray, memoryview)
-Head = dict[str, Any]
 
 
 class Sandbox:
@@ -85,7 +79,7 @@ class Sandbox:
 
     def probe(self, data: bytes) -> Facts:
         """What the header of a file says. Errors as of `decode`."""
-        return self._ask(_Request({"do": "probe"}, data, _facts))
+        return self._ask(_Request({"do": "probe"}, data, wire.facts_of))
 
     def decode(self, data: bytes, page: int = 0) -> Image:
         """The picture, or one page, that a file holds. Waits for a free child.
@@ -93,7 +87,7 @@ class Sandbox:
         Raises what the decoder raises; TooLargeError over `limits.decode_s` or
         `limits.decode_bytes`; DecodeError if the child died; FatalError if none can be started.
         """
-        return self._ask(_Request({"do": "decode", "page": page}, data, _image))
+        return self._ask(_Request({"do": "decode", "page": page}, data, wire.image_of))
 
     def close(self) -> None:
         """Ends the children, each when it has answered."""
@@ -199,7 +193,7 @@ class _Process:
     def greet(self, settings: Head) -> None:
         """Hands over the settings. Raises FatalError if the process does not come up."""
         try:
-            send(self._pipe, settings)
+            wire.send(self._pipe, settings)
             self._receive(time.monotonic() + _START_S)
         except (OSError, EOFError) as error:
             self.end()
@@ -216,9 +210,9 @@ class _Process:
         start = time.monotonic()
         try:
             self._patience(socket.SO_SNDTIMEO, self._limits.decode_s)
-            send(self._pipe, request.head, request.data)
+            wire.send(self._pipe, request.head, request.data)
             head, samples = self._receive(start + self._limits.decode_s)
-            answer = _error(head["error"]) if "error" in head else request.read(head, samples)
+            answer = wire.error_of(head) or request.read(head, samples)
         except BlockingIOError as error:
             raise self._late(f"{time.monotonic() - start:.1f} s") from error
         except (OSError, EOFError) as error:
@@ -234,16 +228,18 @@ class _Process:
 
     def _receive(self, deadline: float) -> tuple[Head, Samples | None]:
         """One message, the samples straight into their array. Raises ValueError among others."""
-        head_bytes, body_bytes = FRAME.unpack(self._filled(bytearray(FRAME.size), deadline))
+        head_bytes, body_bytes = wire.FRAME.unpack(
+            self._filled(bytearray(wire.FRAME.size), deadline)
+        )
         if head_bytes > 2 * self._limits.max_metadata_bytes + _HEAD_BYTES:
             raise ValueError(f"{head_bytes:,} bytes of metadata")
         said = self._filled(bytearray(head_bytes), deadline)
-        head = cast(Head, json.loads(said, object_hook=_from_json))
+        head = wire.read(said)
         if not body_bytes:
             return head, None
         if body_bytes > self._limits.decode_bytes:
             raise ValueError(f"{body_bytes:,} bytes of samples")
-        samples = _room(**head.pop("samples"), size=body_bytes)
+        samples = wire.samples_of(head, body_bytes)
         self._filled(samples.data.cast("B"), deadline)
         return head, samples
 
@@ -312,34 +308,3 @@ def _end(popen: "subprocess.Popen[bytes]", pipe: socket.socket) -> None:
     pipe.close()
     popen.kill()
     popen.wait()
-
-
-def _facts(head: Head, samples: Samples | None) -> Facts:
-    return Facts(**head["facts"])
-
-
-def _image(head: Head, samples: Samples | None) -> Image:
-    if samples is None:
-        raise ValueError("no samples")
-    head["facts"], head["metadata"] = Facts(**head["facts"]), Metadata(**head["metadata"])
-    return Image(pixels=samples, **head)
-
-
-def _room(*, shape: tuple[int, ...], dtype: str, size: int) -> Samples:
-    """For samples that come in so many bytes."""
-    kind = _KINDS[dtype]
-    if math.prod(shape) * kind().itemsize != size:
-        raise ValueError(f"{size:,} bytes of {dtype} for {shape}")
-    return cast(Samples, np.empty(shape, kind))
-
-
-def _error(said: dict[str, str]) -> ItemError:
-    if said["code"] not in CODES:
-        raise ValueError(f"no such code: {said['code']}")
-    return _ERRORS[said["type"]](said["code"], said["message"])
-
-
-def _from_json(said: Head) -> Any:
-    if said.keys() == {"base64"}:
-        return b64decode(said["base64"])
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in said.items()}

@@ -20,9 +20,9 @@ import pytest
 
 from pipeline.config import Limits
 from pipeline.errors import DecodeError, FatalError, ItemError, TooLargeError
-from pipeline.images.child import FRAME
 from pipeline.images.decode import decode, probe
 from pipeline.images.sandbox import Sandbox
+from pipeline.images.wire import FRAME
 
 LIMITS = Limits(decode_s=20, decode_bytes=2**28)
 
