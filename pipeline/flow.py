@@ -235,6 +235,7 @@ def _job(session: Session, crew: Fleet) -> Job:
         scale=config.scale,
         long_side=config.long_side,
         encode=config.encode,
+        policy=config.policy,
         limits=config.limits,
         source=session.source_store,
         output=session.output_store,

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from pipeline.config import Encode, Limits
+from pipeline.config import Encode, Limits, Policy
 from pipeline.errors import (
     ConfigError,
     FetchError,
@@ -54,6 +54,7 @@ class Job:
     scale: float | None
     long_side: int | None
     encode: Encode
+    policy: Policy
     limits: Limits
     source: Store
     output: Store
@@ -102,7 +103,7 @@ class Worker:
         self._fetches = threading.Semaphore(job.fetches)
         codecs = max(1, cores // job.workers_on_node)
         self._codecs = threading.Semaphore(codecs)
-        self._sandbox = Sandbox(codecs, job.limits)
+        self._sandbox = Sandbox(codecs, job.limits, job.policy)
         self._memory = Budget(job.in_flight_bytes)
         self._company = Company()
         self._name = f"{socket.gethostname()}:{os.getpid()}"

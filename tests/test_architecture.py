@@ -39,7 +39,7 @@ PURE = {
     "storage": {"errors"},
     "images/image": set(),
     "images/decode": {"config", "errors", "images"},
-    "images/child": {"errors", "images"},
+    "images/child": {"config", "errors", "images"},
     "images/wire": {"errors", "images"},
     "images/sandbox": {"config", "errors", "images"},
     "images/png": set(),

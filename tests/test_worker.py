@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from running import opened, picture, pictures, sha256
 
 from pipeline.attempts import AttemptLedger
-from pipeline.config import Encode, Limits
+from pipeline.config import Encode, Limits, Policy
 from pipeline.models import zoo
 from pipeline.records import ITEM_SCHEMA, OUTCOME_SCHEMA, Item, Outcome
 from pipeline.storage import Store
@@ -34,6 +34,7 @@ def worker(tmp_path, small_model):
             "scale": None,
             "long_side": None,
             "encode": Encode(),
+            "policy": Policy(),
             "limits": Limits(max_input_pixels=5000, max_output_pixels=15_000),
             "source": Store(),
             "output": Store(staging=str(tmp_path / "out" / ".staging" / "run")),

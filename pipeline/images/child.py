@@ -14,11 +14,14 @@ import signal
 import socket
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pipeline.config import Limits, Policy
 from pipeline.errors import DecodeError, ItemError
 from pipeline.images import wire
+from pipeline.images.image import Image
 from pipeline.images.wire import Head
 
 NO_MEMORY = 87
@@ -34,49 +37,52 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)  # whether to stop is the worker's to decide
     with socket.socket(fileno=os.dup(sys.stdin.fileno())) as pipe, pipe.makefile("rb") as requests:
         settings, _ = _next(requests)
-        decoder = importlib.import_module(settings["decoder"])
-        _limit(settings["limits"]["decode_bytes"])
+        limits = Limits.model_validate(settings["limits"])
+        policy = Policy.model_validate(settings["policy"])
+        decoder = _Decoder(importlib.import_module(settings["decoder"]), limits, policy)
+        _limit(limits.decode_bytes)
         _silence()
         wire.send(pipe, {"ready": os.getpid()})
         try:
             while True:
-                _answer(pipe, decoder, settings["limits"], *_next(requests))
+                _answer(pipe, decoder, *_next(requests))
         except EOFError:
             return  # the parent closed the pipe
         except MemoryError:
             os._exit(NO_MEMORY)
 
 
-def _answer(
-    pipe: socket.socket, decoder: Any, limits: dict[str, Any], request: Head, data: bytes
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Decoder:
+    """The module that decodes, and what it is to keep to."""
+
+    module: Any
+    limits: Limits
+    policy: Policy
+
+    def __call__(self, request: Head, data: bytes) -> tuple[Head, bytes | memoryview]:
+        """Raises ItemError or MemoryError."""
+        read = self.module.probe if request["do"] == "probe" else self.module.decode
+        try:
+            found = read(data, self.limits, self.policy, page=request["page"])
+        except (ItemError, MemoryError):
+            raise
+        # The codec boundary once more: what a decoder raises is the file's fault, and one row.
+        except Exception as error:
+            raise DecodeError("decode_failed", f"{type(error).__name__}: {error}") from error
+        return wire.head_of_image(found) if isinstance(found, Image) else ({"facts": found}, b"")
+
+
+def _answer(pipe: socket.socket, decoder: _Decoder, request: Head, data: bytes) -> None:
     """Answers one request. Raises MemoryError, after which the process is no good."""
-    _limit_time(limits["decode_s"])
+    _limit_time(decoder.limits.decode_s)
     try:
-        head, body = _decoded(decoder, limits, request, data)
+        head, body = decoder(request, data)
     except ItemError as error:
         if error.code == "decode_memory":
             raise MemoryError from error
         head, body = wire.head_of_error(error), b""
     wire.send(pipe, head, body)
-
-
-def _decoded(
-    decoder: Any, limits: dict[str, Any], request: Head, data: bytes
-) -> tuple[Head, bytes | memoryview]:
-    """The one place that calls the decoder. Raises ItemError or MemoryError."""
-    max_pixels = limits["max_input_pixels"]
-    page = {"page": request["page"]} if request.get("page") else {}
-    try:
-        if request["do"] == "probe":
-            return {"facts": decoder.probe(data, max_pixels=max_pixels)}, b""
-        image = decoder.decode(data, max_pixels=max_pixels, **page)
-    except (ItemError, MemoryError):
-        raise
-    # The codec boundary once more: what a decoder raises is the file's fault, and one row.
-    except Exception as error:
-        raise DecodeError("decode_failed", f"{type(error).__name__}: {error}") from error
-    return wire.head_of_image(image)
 
 
 def _next(requests: BinaryIO) -> tuple[Head, bytes]:

@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from pipeline.config import Limits
+from pipeline.config import Limits, Policy
 from pipeline.errors import DecodeError, FatalError, ItemError, TooLargeError
 from pipeline.images import child as child_program
 from pipeline.images import wire
@@ -60,6 +60,7 @@ class Sandbox:
         self,
         count: int,
         limits: Limits,
+        policy: Policy,
         *,
         decoder: str = "pipeline.images.decode",
         lifetime: int = 5000,
@@ -69,7 +70,7 @@ class Sandbox:
         lifetime: requests after which a child is replaced, and with it what codecs leak and leave
         in pieces; a start takes as long as decoding 100 small pictures.
         """
-        self._starter = _Starter(limits, decoder)
+        self._starter = _Starter(limits, policy, decoder)
         self._children = [_Child(self._starter, lifetime) for _ in range(count)]
         # Last in, first out: no more of them are started than the load needs.
         self._free = queue.LifoQueue[_Child]()
@@ -77,9 +78,9 @@ class Sandbox:
             self._free.put(child)
         self._closed = False
 
-    def probe(self, data: bytes) -> Facts:
-        """What the header of a file says. Errors as of `decode`."""
-        return self._ask(_Request({"do": "probe"}, data, wire.facts_of))
+    def probe(self, data: bytes, page: int = 0) -> Facts:
+        """What the header of a file says, of a TIFF's page. Errors as of `decode`."""
+        return self._ask(_Request({"do": "probe", "page": page}, data, wire.facts_of))
 
     def decode(self, data: bytes, page: int = 0) -> Image:
         """The picture, or one page, that a file holds. Waits for a free child.
@@ -163,9 +164,13 @@ class _Starter:
     """Starts processes, in a thread of its own: the kernel ends a process that asked to die with
     its parent together with the thread that started it."""
 
-    def __init__(self, limits: Limits, decoder: str) -> None:
+    def __init__(self, limits: Limits, policy: Policy, decoder: str) -> None:
         self._limits = limits
-        self._settings = {"decoder": decoder, "limits": limits.model_dump()}
+        self._settings = {
+            "decoder": decoder,
+            "limits": limits.model_dump(),
+            "policy": policy.model_dump(),
+        }
         self._thread = ThreadPoolExecutor(1, "sandbox")
 
     def start(self) -> "_Process":

@@ -21,12 +21,12 @@ WARNINGS = ("icc_untagged", "exif_dropped")
 _seen = []
 
 
-def probe(data, **_):
-    decode(data)
+def probe(data, limits, policy, *, page=0):
+    decode(data, limits, policy)
     return FACTS
 
 
-def decode(data, *, page=0, **_):
+def decode(data, limits, policy, *, page=0):
     what, _, rest = data.partition(b":")
     found = globals()[what.decode()](rest)
     _seen.append(what)
