@@ -110,6 +110,10 @@ CODES: dict[str, Code] = {
     "not_an_image": Code("decode", False, "no picture format that we know"),
     "decode_failed": Code("decode", False, "the file is broken or cut short"),
     "decode_memory": Code("decode", True, "the node ran out of memory"),
+    "decode_memory_limit": Code("decode", False, "more memory to decode than limits.decode_bytes"),
+    "decode_timeout": Code("decode", False, "more time to decode than limits.decode_s"),
+    # The same bytes, in a fresh process as well: not before the codec is mended.
+    "decoder_crash": Code("decode", False, "the decoder's process died of it"),
     "unsupported_format": Code("decode", False, "a picture format that is not read yet"),
     "unsupported_depth": Code("decode", False, "more than 16 bits a sample, or no plain integers"),
     "unsupported_colour": Code("decode", False, "CMYK, Lab or another colour model"),

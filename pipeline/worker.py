@@ -4,7 +4,8 @@ An item has one thread from its first byte to its last, and up to `in_flight` of
 at once; what they share they take turns at: fetches, memory (a budget of bytes), the codecs (one
 per core) and the device, which takes small pictures many at a time. So the network never waits for
 a codec or the store, and neither for it. Blocks overlap too: Ray calls the worker for the next
-block while the last items of this one finish, and what is packed comes from all of them.
+block while the last items of this one finish, and what is packed comes from all of them. Files are
+read in a sandbox's processes: what one does to its decoder costs no more than its own row.
 """
 
 import hashlib
@@ -31,11 +32,11 @@ from pipeline.errors import (
     UnsupportedError,
     WorkerCrashError,
 )
-from pipeline.images.decode import decode, probe
 from pipeline.images.encode import CONTENT_TYPES, encode
 from pipeline.images.image import Facts, Image, Pixels, eight_bit
 from pipeline.images.limits import check_kind, check_size
 from pipeline.images.page import Page
+from pipeline.images.sandbox import Sandbox
 from pipeline.models import zoo
 from pipeline.models.zoo import ModelSpec
 from pipeline.plan import FORMATS, source_suffix
@@ -56,8 +57,8 @@ class Job:
     scale: float | None
     long_side: int | None
     encode: Encode
-    limits: Limits
     policy: Policy
+    limits: Limits
     source: Store
     output: Store
     models: Store
@@ -103,7 +104,9 @@ class Worker:
         self._packer = Packer(upscaler, threads=threads, lanes=lanes)
         self._threads = ThreadPoolExecutor(job.in_flight, "item")
         self._fetches = threading.Semaphore(job.fetches)
-        self._codecs = threading.Semaphore(max(1, cores // job.workers_on_node))
+        codecs = max(1, cores // job.workers_on_node)
+        self._codecs = threading.Semaphore(codecs)
+        self._sandbox = Sandbox(codecs, job.limits, job.policy)
         self._memory = Budget(job.in_flight_bytes)
         self._company = Company()
         self._name = f"{socket.gethostname()}:{os.getpid()}"
@@ -158,7 +161,7 @@ class Worker:
                     data = self._fetch(item, log)
                 held.enter_context(self._memory.held(self._admit(data, item, log)))
             with self._codecs, log.timed("decode"):
-                image = decode(data, self._job.limits, Policy())
+                image = self._sandbox.decode(data)
             del data
             log.note(*image.warnings)
             width, height = self._final_size(image.width, image.height)
@@ -217,7 +220,7 @@ class Worker:
     def _admit(self, data: bytes, item: Item, log: "_Log") -> int:
         """The bytes that a picture will hold, by its header. Raises ItemError if it is refused."""
         limits = self._job.limits
-        facts = probe(data, limits, Policy())
+        facts = self._sandbox.probe(data)
         log.saw(facts, item)
         if facts.format == "tiff" and facts.frames > 1:
             raise UnsupportedError("unsupported_frames", f"{facts.frames} pages, 1 is written")
@@ -225,10 +228,10 @@ class Worker:
         check_size(item.output_format, width, height, max_pixels=limits.max_output_pixels)
         depth, policy = facts.bit_depth, self._job.policy.depth
         check_kind(item.output_format, pages=1, bit_depth=depth, depth_policy=policy)
-        # The file; the samples as decoded and as the network takes them; those of the result, and
-        # what an encoder makes of them.
-        pixels = 2 * facts.width * facts.height + 2 * width * height
-        return len(data) + facts.channels * pixels
+        # The file, here and in the sandbox; the samples, twice in the sandbox and once here, where
+        # then the network takes them; those of the result, and what an encoder makes of them.
+        pixels = 3 * facts.width * facts.height + 2 * width * height
+        return 2 * len(data) + facts.channels * pixels
 
     def _final_size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height of the result, rounded to whole pixels, at least one each."""

@@ -44,6 +44,9 @@ PURE = {
     "images/header": {"errors", "images"},
     "images/limits": {"errors"},
     "images/page": {"images"},  # image
+    "images/child": {"config", "errors", "images"},
+    "images/wire": {"errors", "images"},
+    "images/sandbox": {"config", "errors", "images"},
     "images/png": set(),
     "images/tiff": {"images"},  # exif, image, page
     "report/summary": set(),

@@ -4,7 +4,10 @@ import os
 import signal
 import textwrap
 import time
+from contextlib import suppress
+from pathlib import Path
 
+import PIL.Image
 import pytest
 from running import (
     Runs,
@@ -85,6 +88,17 @@ def odd_manifest(runs, paths):
     return manifest
 
 
+def children(pid, program):
+    """Process ids of those of its children that run this program."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it may be gone already
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            if int(parent) == pid and program in (folder / "cmdline").read_text():
+                found.append(int(folder.name))
+    return found
+
+
 def check_exact(output, paths, undisturbed):
     """Every input once and done, and every result as an undisturbed run makes it."""
     rows = report(output)
@@ -158,11 +172,24 @@ def test_a_killed_worker_costs_nothing(runs, undisturbed):
     process = runs.start(*asked)
     wait_for(lambda: committed(output) or process.poll() is not None)
     (pid, *_) = wait_for(lambda: processes(runs.ray, "MapWorker"))
+    decoders = wait_for(lambda: children(pid, "pipeline.images.child"))
     os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not any(Path(f"/proc/{decoder}").exists() for decoder in decoders))
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
     assert len({row["worker"] for row in report(output).values()}) == 2
     check_exact(output, paths, undisturbed)
+
+
+def test_an_input_that_its_decoder_cannot_bear_costs_its_own_row(runs):
+    paths, output = pictures(runs.folder / "in", 12), runs.folder / "out"
+    PIL.Image.new("RGB", (6000, 6000)).save(paths[5])
+    asked = ("--manifest", paths[0].parent, "--output", output, "--scale", "0.01")
+    runs.upscale(*asked, "--limits.decode-bytes", 2**26, code=3)
+    rows = report(output)
+    failed = {key: row["error_code"] for key, row in rows.items() if row["status"] == "failed"}
+    assert failed == {"p005.png": "decode_memory_limit"}
+    assert len({row["worker"] for row in rows.values()}) == 1
 
 
 def test_inputs_that_kill_their_worker_cost_a_row_each_and_end(runs):

@@ -5,6 +5,7 @@ import os
 import threading
 
 import numpy as np
+import PIL.Image
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -111,6 +112,29 @@ def test_everything_that_can_be_wrong_with_an_input_has_its_code(tmp_path, worke
     assert not (tmp_path / "out").exists()
     (row,) = outcomes(worker(), [item(good, sha256=hashlib.sha256(b"other").hexdigest())])
     assert row["error_code"] == "source_changed"
+
+
+@pytest.mark.parametrize(
+    ("limits", "code", "knob"),
+    [
+        ({"decode_s": 0.05}, "decode_timeout", "limits.decode_s"),
+        ({"decode_bytes": 2**26}, "decode_memory_limit", "limits.decode_bytes"),
+    ],
+)
+def test_what_a_decode_may_take_is_limited(tmp_path, worker, item, limits, code, knob):
+    small, bomb = pictures(tmp_path / "in", 2)
+    PIL.Image.new("RGB", (6000, 6000)).save(bomb)
+    one = worker(limits=Limits(**limits), scale=0.01)
+    (row,) = outcomes(one, [item(bomb)])
+    assert (row["error_code"], row["error_class"], row["error_stage"]) == (
+        code,
+        "permanent",
+        "decode",
+    )
+    assert knob in row["error_message"]
+    if "decode_bytes" in limits:  # on a busy machine 0.05 s may be too little for any picture
+        (row,) = outcomes(one, [item(small)])
+        assert row["status"] == "done"
 
 
 def test_a_result_that_cannot_be_stored_is_a_failed_row(tmp_path, worker, item):

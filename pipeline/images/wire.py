@@ -1,0 +1,103 @@
+"""What the sandbox and its children say to each other: heads in JSON, bodies of bytes.
+
+A child may be taken over by what it decodes. So nothing that it says can run code here, as a pickle
+could, and it is held to what an answer may be.
+"""
+
+import json
+import math
+import socket
+import struct
+from base64 import b64decode, b64encode
+from dataclasses import fields, is_dataclass
+from typing import Any, cast
+
+import numpy as np
+
+from pipeline.errors import CODES, ItemError
+from pipeline.images.image import Facts, Image, Metadata, Samples
+
+Head = dict[str, Any]
+
+FRAME = struct.Struct("!IQ")
+"""Before each message: the bytes of its head and of its body."""
+
+_KINDS = {"uint8": np.uint8, "uint16": np.uint16}
+_ERRORS = {kind.__name__: kind for kind in ItemError.__subclasses__()}
+
+
+def send(pipe: socket.socket, head: Head, body: bytes | memoryview = b"") -> None:
+    """Writes one message."""
+    said = json.dumps(head, default=_as_json).encode()
+    pipe.sendall(FRAME.pack(len(said), len(body)) + said)
+    if body:
+        pipe.sendall(body)
+
+
+def read(said: bytes | bytearray) -> Head:
+    """A message's head. Raises ValueError or TypeError, as all below."""
+    return cast(Head, json.loads(said, object_hook=_from_json))
+
+
+def head_of_image(image: Image) -> tuple[Head, memoryview]:
+    """An image, and its samples."""
+    head = {name: value for name, value in _fields(image).items() if name != "pixels"}
+    samples = np.ascontiguousarray(image.pixels)
+    head["samples"] = {"shape": samples.shape, "dtype": samples.dtype.name}
+    return head, samples.data.cast("B")
+
+
+def head_of_error(error: ItemError) -> Head:
+    """An error instead of an answer."""
+    said = {"type": type(error).__name__, "code": error.code, "message": str(error)}
+    return {"error": said}
+
+
+def samples_of(head: Head, size: int) -> Samples:
+    """Room for an image's samples, of which so many bytes follow."""
+    said = head.pop("samples")
+    shape, kind = said["shape"], _KINDS[said["dtype"]]
+    if math.prod(shape) * kind().itemsize != size:
+        raise ValueError(f"{size:,} bytes of {said['dtype']} for {shape}")
+    return cast(Samples, np.empty(shape, kind))
+
+
+def facts_of(head: Head, samples: Samples | None) -> Facts:
+    """The answer to `probe`."""
+    return Facts(**head["facts"])
+
+
+def image_of(head: Head, samples: Samples | None) -> Image:
+    """The answer to `decode`."""
+    if samples is None:
+        raise ValueError("no samples")
+    head["facts"], head["metadata"] = Facts(**head["facts"]), Metadata(**head["metadata"])
+    return Image(pixels=samples, **head)
+
+
+def error_of(head: Head) -> ItemError | None:
+    """The error that was answered, if one was."""
+    if "error" not in head:
+        return None
+    said = head["error"]
+    if said["code"] not in CODES:
+        raise ValueError(f"no such code: {said['code']}")
+    return _ERRORS[said["type"]](said["code"], said["message"])
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return {"base64": b64encode(value).decode()}
+    if is_dataclass(value):
+        return _fields(value)
+    raise TypeError(f"no answer holds a {type(value).__name__}")
+
+
+def _from_json(said: Head) -> Any:
+    if said.keys() == {"base64"}:
+        return b64decode(said["base64"])
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in said.items()}
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {field.name: getattr(value, field.name) for field in fields(value)}

@@ -1,0 +1,279 @@
+"""The sandbox: whatever a file does to its decoder costs one row, and leaves nothing behind."""
+
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import hostile
+import numpy as np
+import PIL.Image
+import pytest
+
+from pipeline.config import Limits, Policy
+from pipeline.errors import DecodeError, FatalError, ItemError, TooLargeError
+from pipeline.images.decode import decode, probe
+from pipeline.images.sandbox import Sandbox
+from pipeline.images.wire import FRAME
+
+LIMITS = Limits(decode_s=20, decode_bytes=2**28)
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    with closing(Sandbox(1, LIMITS, Policy(), decoder="hostile")) as one:
+        yield one
+
+
+@pytest.fixture
+def impatient():
+    with closing(Sandbox(1, Limits(decode_s=0.5), Policy(), decoder="hostile")) as one:
+        yield one
+
+
+def failure(sandbox, data, read="decode"):
+    with pytest.raises(ItemError) as caught:
+        getattr(sandbox, read)(data)
+    return caught.value
+
+
+def told(sandbox):
+    return json.loads(str(failure(sandbox, b"tells:")))
+
+
+def alive(pid):
+    """Whether there is such a process, and not only its exit status."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def ends(pid, within=10):
+    deadline = time.monotonic() + within
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not alive(pid)
+
+
+def test_pictures_are_what_they_are_without_it(tmp_path):
+    rng = np.random.default_rng(0)
+    with closing(Sandbox(1, Limits(), Policy())) as sandbox:
+        for kind, channels in (("PNG", 4), ("JPEG", 3), ("WEBP", 3), ("TIFF", 1)):
+            samples = rng.integers(0, 256, (300, 400, channels), dtype=np.uint8)
+            path = tmp_path / f"picture.{kind}"
+            PIL.Image.fromarray(samples.squeeze()).save(path, kind, dpi=(300, 300))
+            data = path.read_bytes()
+            there, here = sandbox.decode(data), decode(data, Limits(), Policy())
+            assert np.array_equal(there.pixels, here.pixels)
+            assert (there.facts, there.metadata) == (here.facts, here.metadata)
+            assert there.warnings == here.warnings
+            assert there.pixels.flags.writeable
+            assert sandbox.probe(data) == probe(data, Limits(), Policy())
+
+
+def test_everything_that_a_picture_is_arrives(sandbox):
+    found = sandbox.decode(b"good:", page=7)
+    assert (found.facts, found.metadata) == (hostile.FACTS, hostile.METADATA)
+    assert found.warnings == hostile.WARNINGS
+    assert found.pixels.dtype == np.uint16
+    assert np.array_equal(found.pixels, np.full((4, 5, 3), 7))
+    assert sandbox.probe(b"good:") == hostile.FACTS
+    for ask in (b"columns:", b"large:5000000"):
+        what, _, rest = ask.partition(b":")
+        assert np.array_equal(sandbox.decode(ask).pixels, getattr(hostile, what.decode())(rest))
+
+
+@pytest.mark.parametrize(
+    ("does", "error", "code", "said"),
+    [
+        (b"segfault:", DecodeError, "decoder_crash", "SIGSEGV"),
+        (b"abort:", DecodeError, "decoder_crash", "SIGABRT"),
+        (b"leave:3", DecodeError, "decoder_crash", "ended with 3"),
+        (b"system_exit:", DecodeError, "decoder_crash", "ended with 3"),
+        (b"killed:", TooLargeError, "decode_memory", "SIGKILL"),
+        (b"eat:", TooLargeError, "decode_memory_limit", "268,435,456 (limits.decode_bytes)"),
+        (b"raises:", DecodeError, "decode_failed", "RuntimeError: a codec's own"),
+        (b"refuses:", DecodeError, "decode_failed", "as a decoder says it: ü"),
+    ],
+)
+def test_each_end_costs_one_file_and_has_its_code(sandbox, does, error, code, said):
+    found = failure(sandbox, does)
+    assert (type(found), found.code) == (error, code)
+    assert said in str(found)
+    assert sandbox.probe(b"good:") == hostile.FACTS
+
+
+def test_a_decoder_that_hangs_is_killed(impatient):
+    start = time.monotonic()
+    for read in ("decode", "probe"):
+        found = failure(impatient, b"hang:", read)
+        assert (found.code, found.transient) == ("decode_timeout", False)
+        assert "limit 0.5 s (limits.decode_s)" in str(found)
+    assert time.monotonic() - start < 30
+    pid = told(impatient)["pid"]
+    assert failure(impatient, b"closes:").code == "decoder_crash"
+    assert ends(pid)
+    assert impatient.probe(b"good:") == hostile.FACTS
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"<html>",
+        FRAME.pack(2**31, 0),
+        FRAME.pack(2, 0) + b"{}",
+        FRAME.pack(2, 0) + b"17",
+        FRAME.pack(4, 9) + b"null" + b"x" * 9,
+        *(
+            FRAME.pack(len(head), body) + head
+            for body, head in (
+                (2**60, b'{"samples": {"shape": [1073741824, 1073741824, 1], "dtype": "uint8"}}'),
+                (8, b'{"samples": {"shape": [1, 1, 1], "dtype": "object"}}'),
+                (9, b'{"samples": {"shape": [1, 1, 1], "dtype": "uint8"}}'),
+                (0, b'{"facts": {"width": 1}, "metadata": {}}'),
+                (0, b'{"error": {"type": "FatalError", "code": "decode_failed", "message": ""}}'),
+                (0, b'{"error": {"type": "DecodeError", "code": "none", "message": ""}}'),
+            )
+        ),
+    ],
+)
+def test_no_answer_of_a_child_does_more_than_fail_its_file(sandbox, answer):
+    assert failure(sandbox, b"garbage:" + answer).code == "decoder_crash"
+
+
+def test_what_an_earlier_file_did_is_not_blamed_on_the_next(sandbox):
+    first = sandbox.decode(b"poisons:")
+    assert np.array_equal(sandbox.decode(b"victim:").pixels, first.pixels)
+
+
+def test_codecs_print_nothing(capfd, sandbox):
+    assert sandbox.probe(b"flood:") == hostile.FACTS
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_child_has_nothing_of_its_parent(sandbox, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    ours, theirs = os.pipe()
+    os.set_inheritable(theirs, True)
+    failure(sandbox, b"abort:")  # the next one starts now
+    found = told(sandbox)
+    os.close(ours)
+    os.close(theirs)
+    assert "secret" not in found["environment"].values()
+    links = list(found["descriptors"].values())
+    assert links[:3] == ["/dev/null"] * 3
+    assert [link.partition(":")[0] for link in links[3:]] == ["socket"]
+    assert not {"torch", "ray", "botocore"} & set(found["modules"])
+    assert found["ignored"] == [True, True]
+    assert LIMITS.decode_s < found["processor_s"] < 2 * LIMITS.decode_s + 20
+
+
+def test_children_outlive_the_threads_that_they_are_started_for(sandbox):
+    failure(sandbox, b"abort:")
+    pids = []
+    for _ in range(2):
+        thread = threading.Thread(target=lambda: pids.append(told(sandbox)["pid"]))
+        thread.start()
+        thread.join()
+    assert pids[0] == pids[1]
+
+
+def test_signals_for_the_run_are_not_for_the_children(sandbox):
+    pid = told(sandbox)["pid"]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(pid, number)
+    assert told(sandbox)["pid"] == pid
+
+
+def test_many_threads_share_a_few_children():
+    pids, hosts = [], ThreadPoolExecutor(12)
+    with closing(Sandbox(2, LIMITS, Policy(), decoder="hostile")) as sandbox, hosts:
+
+        def one(number):
+            if number % 10 == 0:
+                return failure(sandbox, b"abort:").code
+            samples = sandbox.decode(f"large:{number * 1000}".encode()).pixels
+            return samples.size == number * 1000 and samples[-1] == (number * 1000 - 1) % 2**16
+
+        found = list(hosts.map(one, range(60)))
+        assert [index for index, each in enumerate(found) if each == "decoder_crash"] == list(
+            range(0, 60, 10)
+        )
+        assert all(found)
+        pids = {told(sandbox)["pid"] for _ in range(5)}
+        assert len(pids) == 1, "one at a time, one child: the last that was free"
+    assert all(ends(pid) for pid in pids)
+
+
+def test_children_are_replaced_now_and_then():
+    with closing(Sandbox(1, LIMITS, Policy(), decoder="hostile", lifetime=3)) as sandbox:
+        pids = [told(sandbox)["pid"] for _ in range(7)]
+    assert [pids.count(pid) for pid in dict.fromkeys(pids)] == [3, 3, 1]
+
+
+def test_a_forgotten_sandbox_leaves_no_process():
+    sandbox = Sandbox(1, LIMITS, Policy(), decoder="hostile")
+    pid = told(sandbox)["pid"]
+    del sandbox
+    gc.collect()
+    assert ends(pid)
+
+
+def test_a_closed_sandbox_decodes_nothing():
+    sandbox = Sandbox(1, LIMITS, Policy(), decoder="hostile")
+    pid = told(sandbox)["pid"]
+    sandbox.close()
+    assert ends(pid)
+    with pytest.raises(RuntimeError, match="closed"):
+        sandbox.probe(b"good:")
+
+
+def test_where_no_child_starts_the_run_ends_and_says_why():
+    with closing(Sandbox(1, LIMITS, Policy(), decoder="no_such_module")) as sandbox:
+        for _ in range(2):
+            with pytest.raises(FatalError, match=r"status 1.*No module named 'no_such_module'"):
+                sandbox.probe(b"good:")
+
+
+def test_a_killed_parent_leaves_no_child():
+    """Neither an idle one, nor one that looks at its pipe no more."""
+    program = """
+    import threading, time
+    from pipeline.config import Limits, Policy
+    from pipeline.errors import ItemError
+    from pipeline.images.sandbox import Sandbox
+
+    sandbox = Sandbox(2, Limits(), Policy(), decoder="hostile")
+
+    def tell():
+        try:
+            sandbox.probe(b"tells:")
+        except ItemError as error:
+            print(str(error), flush=True)
+
+    tell()
+    threading.Thread(target=sandbox.probe, args=(b"hang:",)).start()
+    time.sleep(0.5)
+    tell()
+    time.sleep(100)
+    """
+    parent = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+    )
+    with parent:
+        pids = [json.loads(parent.stdout.readline())["pid"] for _ in range(2)]
+        assert len(set(pids)) == 2
+        assert all(map(alive, pids))
+        os.kill(parent.pid, signal.SIGKILL)
+    assert all(ends(pid, within=2) for pid in pids)
