@@ -40,6 +40,7 @@ PURE = {
     "images/image": set(),
     "images/decode": {"config", "errors", "images"},
     "images/png": set(),
+    "images/consistency": {"images"},  # images/image
     "report/summary": set(),
     "benchmark/figures": set(),
 }
