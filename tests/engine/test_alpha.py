@@ -53,14 +53,13 @@ def halo(result, ground):
 @pytest.mark.parametrize("way", ["network", "lanczos"])
 @pytest.mark.parametrize("under", ["black", "white", "noise"])
 @pytest.mark.parametrize("hard", [True, False])
-def test_a_logo_has_no_halo_on_black_and_on_white(monkeypatch, hard, under, way, dtype):
+def test_a_logo_has_no_halo_on_black_and_on_white(hard, under, way, dtype):
     upscaler = Upscaler(interpolating(4), device="cpu", precision="fp32", alpha=way)
     pixels = logo(48, hard=hard, under=under, dtype=dtype)
     inside = np.s_[8:-8, 8:-8]  # the network sees zeros beyond the border
     clean = upscaler(pixels).pixels[inside]
-    monkeypatch.setattr("pipeline.engine.planes.bleed", lambda pixels: pixels)
-    spoilt = upscaler(pixels).pixels[inside]
-    np.testing.assert_array_equal(clean[:, :, 3], spoilt[:, :, 3])
+    as_it_is = upscaler(np.ascontiguousarray(pixels[:, :, :3])).pixels[inside]
+    spoilt = np.dstack([as_it_is, clean[:, :, 3]])
     for ground in (0, 1):
         largest, mean = halo(clean, ground)
         assert largest <= 1.5  # rounding of the colours, of 8 bits
