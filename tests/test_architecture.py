@@ -40,7 +40,8 @@ PURE = {
     "images/image": set(),
     "images/decode": {"config", "errors", "images"},
     "images/png": set(),
-    "images/consistency": {"images"},  # images/image
+    "images/colour": set(),
+    "images/consistency": {"images"},  # images/image, images/colour
     "report/summary": set(),
     "benchmark/figures": set(),
 }

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.images.consistency import delta_e2000, measure
+from pipeline.images.colour import delta_e2000
+from pipeline.images.consistency import measure
 from pipeline.records import Outcome
 
 some = settings(deadline=None, derandomize=True, max_examples=60)
