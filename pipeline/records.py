@@ -126,6 +126,18 @@ class Outcome(_Row):
     upscale_s: float | None = None
     encode_s: float | None = None
     publish_s: float | None = None
+    # How the result agrees with the source: see `pipeline.images.consistency`.
+    quality_psnr: float | None = None
+    quality_delta_e: float | None = None
+    quality_local_difference: float | None = None
+    quality_bias_red: float | None = None
+    quality_bias_green: float | None = None
+    quality_bias_blue: float | None = None
+    quality_bias_alpha: float | None = None
+    quality_clipped_share: float | None = None
+    quality_constant_share: float | None = None
+    quality_plain_psnr: float | None = None
+    quality_detail: float | None = None
     run_id: str
     last_run_id: str
     shard: str

@@ -49,6 +49,8 @@ PURE = {
     "images/sandbox": {"config", "errors", "images"},
     "images/png": set(),
     "images/tiff": {"images"},  # exif, image, page
+    "images/delta_e": set(),
+    "images/consistency": {"images"},  # images/image, images/delta_e
     "report/summary": set(),
     "benchmark/figures": set(),
 }

@@ -47,15 +47,16 @@ class Network:
     def run(self, x_bchw: Tensor, rows: int, gutter: "Gutter | None" = None) -> Iterator[Tensor]:
         """The results of some pictures, from top to bottom in pieces of any height.
 
-        x_bchw: uint8 (B, C, H, W) on the device, sides multiples of the fold. rows: of value 0 in
-        a turn. gutter: where the picture is a canvas of many.
+        x_bchw: uint8 or uint16 (B, C, H, W) on the device, sides multiples of the fold. rows: of
+        value 0 in a turn. gutter: where the picture is a canvas of many.
         Yields float32 (B, C, rows, W * scale), not clamped.
         """
         values = [_Value(copies) for copies in self._copies]
         height, fold = x_bchw.shape[2] // self._fold, self._fold
+        full = torch.iinfo(x_bchw.dtype).max
         for turn in sweep.turns(self.graph, height, rows):
             if turn.stop > turn.start:
-                x = x_bchw[:, :, turn.start * fold : turn.stop * fold].float().div_(255)
+                x = x_bchw[:, :, turn.start * fold : turn.stop * fold].float().div_(full)
                 x = functional.pixel_unshuffle(x, fold)
                 values[0].append(x.contiguous(memory_format=torch.channels_last))
             for task in turn.tasks:

@@ -10,10 +10,10 @@ from functools import partial
 
 import torch
 
+from pipeline.engine.alpha import S
 from pipeline.engine.planes import Plane
 from pipeline.engine.upscaler import Ended, Launch, Upscaled, Upscaler
 from pipeline.errors import ItemError, TooLargeError
-from pipeline.images.image import Pixels
 
 # Small pictures wait for others while some are on their way and these are fewer than fill the
 # canvas well, but never longer than this while the device has nothing else to do.
@@ -68,7 +68,7 @@ class Packer:
             self._changed.notify_all()
         return requests
 
-    def split(self, pixels: Pixels, size: tuple[int, int]) -> tuple[list[Plane], Pixels]:
+    def split(self, pixels: S, size: tuple[int, int]) -> tuple[list[Plane], S]:
         """See `Upscaler.split`."""
         return self._upscaler.split(pixels, size)
 
@@ -112,7 +112,8 @@ class Packer:
         return None
 
     def _worth_waiting(self, small: Sequence[_Request]) -> bool:
-        pixels = sum(_pixels(request.plane) for request in small)
+        together = small[0].plane.dtype  # 8 and 16 bits do not go together
+        pixels = sum(_pixels(r.plane) for r in small if r.plane.dtype == together)
         return (
             self._coming > 0
             and pixels < _CHOICE * self._upscaler.canvas_pixels
@@ -166,10 +167,10 @@ class Visit:
             self._on_its_way = False
             self._packer.expect(-1)
 
-    def upscale(self, pixels: Pixels, size: tuple[int, int]) -> Upscaled:
+    def upscale(self, pixels: S, size: tuple[int, int]) -> Upscaled[S]:
         """The picture at its final size, when the device had time for it.
 
-        pixels: (H, W, 1 to 4) uint8. size: final (width, height).
+        pixels: (H, W, 1 to 4) uint8 or uint16, like the result. size: final (width, height).
         Raises UpscaleError for a non-finite result, TooLargeError out of device memory.
         """
         planes, out = self._packer.split(pixels, size)

@@ -1,7 +1,7 @@
 """Pictures as what goes through a network at once, and back: channels, gray, alpha.
 
 Colour goes through in straight RGB, gray as three equal channels whose mean comes back, alpha as a
-gray picture of its own.
+gray picture of its own. 8 bits come back as 8, 16 as 16.
 """
 
 from collections import deque
@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.engine.alpha import AlphaWay, S, bleed, settled
 from pipeline.engine.resize import Resizer
 from pipeline.errors import TooLargeError
-from pipeline.images.image import Pixels
 
 _MEAN = (1 / 3, 1 / 3, 1 / 3)
-_OPAQUE = 255
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,9 +25,10 @@ class Plane:
     """A picture, or its alpha, as one input of a network; and where the result goes."""
 
     x_chw: Tensor
-    """uint8 (C, H, W), C as the network takes them."""
+    """uint8 or uint16 (C, H, W), C as the network takes them."""
     out_hwc: Tensor
-    """uint8 (H', W', c) on the host: the part of the result that comes from this plane."""
+    """(H', W', c) on the host, of the same dtype: the part of the result that comes from this
+    plane."""
     mix: tuple[tuple[float, ...], ...] | None
     """How the network's channels make those of the result, one row each; None: as they are."""
 
@@ -39,6 +39,11 @@ class Plane:
     @property
     def width(self) -> int:
         return self.x_chw.shape[2]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the picture and its result: uint8 or uint16."""
+        return self.x_chw.dtype
 
     def resized(self, scale: int) -> bool:
         """Whether the result has another size than the network's own."""
@@ -51,37 +56,46 @@ class Plane:
         return Plane(self.x_chw[..., start:stop], out, self.mix)
 
 
-def split(pixels: Pixels, size: tuple[int, int], channels: int) -> tuple[list[Plane], Pixels]:
+def split(
+    pixels: S, size: tuple[int, int], channels: int, alpha: AlphaWay = "network"
+) -> tuple[list[Plane], S]:
     """The planes of a picture, and the result that they will fill.
 
-    pixels: uint8 (H, W, 1 to 4). size: (width, height) of the result. channels: 1, 3 or 4, that
-    the network takes and makes. Raises TooLargeError out of the host's memory.
+    pixels: uint8 or uint16 (H, W, 1 to 4). size: (width, height) of the result. channels: 1, 3 or
+    4, that the network takes and makes. alpha: what enlarges it.
+    Raises TooLargeError out of the host's memory.
     """
+    shape = (size[1], size[0], pixels.shape[2])
+    gray, has_alpha = shape[2] < 3, shape[2] in (2, 4)
     try:
+        result = cast(S, np.empty(shape, dtype=pixels.dtype))
+        if has_alpha:
+            pixels = bleed(pixels)
+            by_network = not settled(pixels[:, :, -1], result[:, :, -1], alpha)
+        else:
+            by_network = False
         x_chw = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-        out = torch.from_numpy(np.empty((size[1], size[0], len(x_chw)), dtype=np.uint8))
     except MemoryError as error:
         message = (
             f"no memory for a result of {size[0]} x {size[1]} pixels (workers.in_flight_bytes)"
         )
         raise TooLargeError("device_memory", message) from error
-    gray, has_alpha = len(x_chw) < 3, len(x_chw) in (2, 4)
-    # Opaque stays exactly opaque: a network would ring at the borders.
-    if has_alpha and channels < 4 and pixels[:, :, -1].min() == _OPAQUE:
-        out[:, :, -1] = _OPAQUE
-        x_chw, has_alpha = x_chw[:-1], False
+    out = torch.from_numpy(result)
+    shown = 1 if gray else 3
     if channels == 1:
-        parts = [Plane(x[None], out[:, :, c : c + 1], None) for c, x in enumerate(x_chw)]
-        return parts, out.numpy()
-    colour, shown = (x_chw[:1].expand(3, -1, -1), 1) if gray else (x_chw[:3], 3)
+        count = shown + by_network
+        parts = [Plane(x_chw[c : c + 1], out[:, :, c : c + 1], None) for c in range(count)]
+        return parts, result
+    colour = x_chw[:1].expand(3, -1, -1) if gray else x_chw[:3]
     if channels == 4:
-        alpha = x_chw[-1:] if has_alpha else torch.full_like(x_chw[:1], _OPAQUE)
-        fed = torch.cat([colour, alpha])
-        return [Plane(fed, out, _mix_of_four(gray=gray, alpha=has_alpha))], out.numpy()
+        full = torch.iinfo(x_chw.dtype).max
+        fed = torch.cat([colour, x_chw[-1:] if has_alpha else torch.full_like(x_chw[:1], full)])
+        mix = _mix_of_four(gray=gray, alpha=by_network)
+        return [Plane(fed, out[:, :, : len(mix)], mix)], result
     planes = [Plane(colour, out[:, :, :shown], (_MEAN,) if gray else None)]
-    if has_alpha:
+    if by_network:
         planes.append(Plane(x_chw[-1:].expand(3, -1, -1), out[:, :, -1:], (_MEAN,)))
-    return planes, out.numpy()
+    return planes, result
 
 
 def _mix_of_four(*, gray: bool, alpha: bool) -> tuple[tuple[float, ...], ...]:
@@ -102,7 +116,7 @@ def pad(x_chw: Tensor, multiple: int) -> Tensor:
 
 
 class Result:
-    """The result of a plane while its rows arrive: mixed, resized, rounded to 8 bits."""
+    """The result of a plane while its rows arrive: mixed, resized, rounded to whole levels."""
 
     def __init__(self, plane: Plane, scale: int) -> None:
         self._out = plane.out_hwc
@@ -128,7 +142,7 @@ class Result:
         if self._resize is not None:
             y_chw = self._resize(y_chw)
         rows = self._out[self._made : self._made + y_chw.shape[1]]
-        self._download.start(_quantise(y_chw).permute(1, 2, 0), rows)
+        self._download.start(_quantise(y_chw, rows.dtype).permute(1, 2, 0), rows)
         self._made += len(rows)
 
     def finite(self) -> bool:
@@ -180,6 +194,7 @@ def _mixed(y_chw: Tensor, mix: Sequence[Sequence[float]]) -> Tensor:
     return torch.stack(cast(list[Tensor], sums))
 
 
-def _quantise(x_chw: Tensor) -> Tensor:
-    """fp32 around [0, 1] to uint8, rounded to nearest."""
-    return x_chw.mul(255).round_().clamp_(0, 255).to(torch.uint8)
+def _quantise(x_chw: Tensor, dtype: torch.dtype) -> Tensor:
+    """fp32 around [0, 1] to uint8 or uint16, rounded to nearest."""
+    full = torch.iinfo(dtype).max
+    return x_chw.mul(full).round_().clamp_(0, full).to(dtype)

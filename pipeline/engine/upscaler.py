@@ -1,4 +1,4 @@
-"""One generator on one device: 8-bit samples in, 8-bit samples of the final size out.
+"""One generator on one device: samples in, samples of as many bits and the final size out.
 
 What comes out is what the network computes on the whole picture, up to the rounding of sums,
 whatever the way: row by row (`sweep`), as one of many on a canvas, or as one of a batch.
@@ -9,16 +9,16 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Generic, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.engine import canvas, planes, sweep
+from pipeline.engine.alpha import AlphaWay, S
 from pipeline.engine.network import Gutter, Network
 from pipeline.engine.planes import Plane, Result
 from pipeline.errors import ConfigError, TooLargeError, UpscaleError
-from pipeline.images.image import Pixels
 from pipeline.models.graph import Graph
 from pipeline.turns import Budget
 
@@ -58,10 +58,10 @@ Ended = tuple[str, ...] | UpscaleError
 
 
 @dataclass(frozen=True, slots=True)
-class Upscaled:
+class Upscaled(Generic[S]):
     """The result, and the codes of what had to be done for it."""
 
-    pixels: Pixels
+    pixels: S
     warnings: tuple[str, ...]
 
 
@@ -69,12 +69,19 @@ class Upscaler:
     """Holds one generator on its device. May be called from several threads."""
 
     def __init__(
-        self, model: nn.Module, *, device: str, precision: str, budget_bytes: int | None = None
+        self,
+        model: nn.Module,
+        *,
+        device: str,
+        precision: str,
+        budget_bytes: int | None = None,
+        alpha: AlphaWay = "network",
     ) -> None:
         """model: a generator in fp32, in evaluation mode.
 
-        precision: fp32, fp16 or bf16, of the convolutions. budget_bytes: activations that may be
-        held at once; default 60 % of the device's memory on CUDA, half of the host's on the CPU.
+        precision: fp32, fp16 or bf16, of the convolutions; pictures of 16 bits go in fp32 whatever
+        it is. budget_bytes: activations that may be held at once; default 60 % of the device's
+        memory on CUDA, half of the host's on the CPU. alpha: what enlarges transparency.
         Raises ConfigError for a network that cannot be applied to pictures.
         """
         self._shape = cast(Shape, model.shape)
@@ -86,7 +93,8 @@ class Upscaler:
             )
         self._device = torch.device(device)
         graph = self._shape.graph()
-        # The fp32 weights stay for repeats.
+        self._alpha: AlphaWay = alpha
+        # The fp32 weights stay for repeats and 16 bits: fp16 has 11 significant bits, bf16 has 8.
         self._networks = [
             Network(model, graph, fold=self._shape.multiple, device=self._device, precision=name)
             for name in dict.fromkeys((precision, "fp32"))
@@ -102,10 +110,11 @@ class Upscaler:
         """The network's own factor."""
         return self._shape.scale
 
-    def __call__(self, pixels: Pixels, size: tuple[int, int] | None = None) -> Upscaled:
+    def __call__(self, pixels: S, size: tuple[int, int] | None = None) -> Upscaled[S]:
         """The picture at its final size.
 
-        pixels: (H, W, 1 to 4) uint8. size: final (width, height), default the network's own.
+        pixels: (H, W, 1 to 4) uint8 or uint16, like the result. size: final (width, height),
+        default the network's own.
         Raises UpscaleError for a non-finite result, TooLargeError out of device memory.
         """
         parts, out = self.split(pixels, size)
@@ -118,13 +127,11 @@ class Upscaler:
             warnings += ended
         return Upscaled(out, tuple(dict.fromkeys(warnings)))
 
-    def split(
-        self, pixels: Pixels, size: tuple[int, int] | None = None
-    ) -> tuple[list[Plane], Pixels]:
+    def split(self, pixels: S, size: tuple[int, int] | None = None) -> tuple[list[Plane], S]:
         """What of a picture goes through the network, for `run`, and the result that it fills."""
         height, width = pixels.shape[:2]
         size = size or (width * self.scale, height * self.scale)
-        return planes.split(pixels, size, self._shape.in_channels)
+        return planes.split(pixels, size, self._shape.in_channels, self._alpha)
 
     def packable(self, plane: Plane) -> bool:
         """Whether the plane may share a launch with others."""
@@ -138,8 +145,9 @@ class Upscaler:
     def choose(self, waiting: Sequence[Plane]) -> "Launch":
         """Which of some packable planes to run together, always with the first.
 
-        waiting: in the order of their arrival.
+        waiting: in the order of their arrival. 8 and 16 bits never go together.
         """
+        waiting = [plane for plane in waiting if plane.dtype == waiting[0].dtype]
         sizes = [self._folded(plane) for plane in waiting]
         same = [plane for plane, size in zip(waiting, sizes, strict=True) if size == sizes[0]]
         width, height = self._canvas
@@ -159,7 +167,8 @@ class Upscaler:
         help, its error stands in place of the warnings.
         Raises TooLargeError out of device memory.
         """
-        fast, exact = self._networks[0], self._networks[-1]
+        exact = self._networks[-1]
+        fast = exact if launch.planes[0].dtype == torch.uint16 else self._networks[0]
         ended = list[Ended]()
         for plane, finite in zip(launch.planes, self._finite(fast, launch), strict=True):
             if finite:
@@ -203,7 +212,7 @@ class Upscaler:
             self._canvas = max(_PACKED_SIDE, launch.packing.width // 2), self._canvas[1]
 
     def _arranged(self, launch: "Launch") -> tuple[Tensor, Gutter | None]:
-        """The launch's planes on the device: uint8 (B, C, H, W); and what lies between them."""
+        """The launch's planes on the device: (B, C, H, W); and what lies between them."""
         fold, packing = self._shape.multiple, launch.packing
         parts = [planes.pad(plane.x_chw, fold) for plane in launch.planes]
         if packing is None:
@@ -299,7 +308,8 @@ class Upscaler:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """Planes that go through the network together: one, some of one size, or a packed canvas."""
+    """Planes that go through the network together: one, some of one size, or a packed canvas.
+    All of 8 bits or all of 16."""
 
     planes: tuple[Plane, ...]
     packing: canvas.Packing | None = None

@@ -26,8 +26,27 @@ def network(shape):
     return net
 
 
-def noise(*shape, seed=1):
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+@torch.no_grad()
+def interpolating(scale):
+    """A compact network that enlarges exactly as linear interpolation does: it carries the picture
+    through and corrects the nearest neighbour by what is beside it. Borders see zeros."""
+    net = SRVGGNetCompact(SRVGGShape(features=3, convs=1, scale=scale)).eval()
+    for parameter in net.requires_grad_(requires_grad=False).parameters():
+        parameter.zero_()
+    *carrying, last = (layer for layer in net.body if isinstance(layer, torch.nn.Conv2d))
+    for convolution in carrying:
+        torch.nn.init.dirac_(convolution.weight)
+    offset = (torch.arange(scale) + 0.5) / scale - 0.5
+    taps = torch.stack([(-offset).relu(), 1 - offset.abs(), offset.relu()], dim=1)
+    correction = torch.einsum("ia,jb->ijab", taps, taps).flatten(0, 1)
+    correction[:, 1, 1] -= 1
+    for channel in range(3):
+        last.weight[channel * scale**2 : (channel + 1) * scale**2, channel] = correction
+    return net
+
+
+def noise(*shape, seed=1, dtype=np.uint8):
+    return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max + 1, shape, dtype=dtype)
 
 
 def padded(pixels, multiple):
@@ -44,13 +63,13 @@ def padded(pixels, multiple):
 
 @torch.inference_mode()
 def forward(net, pixels):
-    """The oracle: float32 (H, W, C) in levels of 255 and beyond."""
-    shape, (height, width) = net.shape, pixels.shape[:2]
-    x_bchw = torch.from_numpy(padded(pixels, shape.multiple)).permute(2, 0, 1)[None].float() / 255
-    y_hwc = (net(x_bchw)[0] * 255).permute(1, 2, 0).numpy()
+    """The oracle: float32 (H, W, C) in levels of 255 or 65,535, and beyond."""
+    shape, (height, width), full = net.shape, pixels.shape[:2], np.iinfo(pixels.dtype).max
+    x_bchw = torch.from_numpy(padded(pixels, shape.multiple)).permute(2, 0, 1)[None].float() / full
+    y_hwc = (net(x_bchw)[0] * full).permute(1, 2, 0).numpy()
     return y_hwc[: height * shape.scale, : width * shape.scale]
 
 
 def whole(net, pixels):
-    """The oracle as far as 8 bits can show it."""
-    return forward(net, pixels).clip(0, 255)
+    """The oracle as far as 8 bits, or 16, can show it."""
+    return forward(net, pixels).clip(0, np.iinfo(pixels.dtype).max)
