@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.images.delta_e import delta_e2000
 from pipeline.images.consistency import measure
+from pipeline.images.delta_e import delta_e2000
 from pipeline.records import Outcome
 
 some = settings(deadline=None, derandomize=True, max_examples=60)
