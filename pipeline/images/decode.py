@@ -14,7 +14,6 @@ import imagecodecs
 import numpy as np
 import PIL.BmpImagePlugin
 import PIL.GifImagePlugin
-import PIL.Image
 import PIL.ImageFile
 import PIL.JpegImagePlugin
 import PIL.WebPImagePlugin
@@ -22,7 +21,18 @@ from numpy.typing import NDArray
 
 from pipeline.config import Limits, Policy
 from pipeline.errors import DecodeError, ItemError, TooLargeError, UnsupportedError
-from pipeline.images import colour, gif, header, jpeg, jpeg2000, levels, pnm, read_png, read_tiff
+from pipeline.images import (
+    colour,
+    gif,
+    header,
+    jpeg,
+    jpeg2000,
+    levels,
+    metadata,
+    pnm,
+    read_png,
+    read_tiff,
+)
 from pipeline.images.image import Facts, Image, Metadata, Samples, eight_bit
 
 _CONVERTED = ("cmyk", "ycck", "lab")
@@ -56,22 +66,22 @@ def decode(data: bytes, limits: Limits, policy: Policy, *, page: int = 0) -> Ima
     with _codec_boundary(data):
         facts = header.facts(data, page)
         _check(facts, limits, policy)
+        said, codes = metadata.read(data, facts.format, page=page, limit=limits.max_metadata_bytes)
         decoded = _decoded(data, facts, page, accept=policy.truncated == "accept")
         stored = (facts.height, facts.width)
         if decoded.samples.shape[:2] != stored:
             raise DecodeError("decode_failed", f"{decoded.samples.shape} samples, not {stored}")
-        metadata, said = _metadata(data, facts, page)
-        samples, metadata, converted = _in_rgb(decoded.samples, facts, metadata, data, page)
+        samples, said, converted = _in_rgb(decoded.samples, facts, said, data, page)
         if facts.alpha == "premultiplied":
             samples = levels.straight(samples)
-        if metadata.dpi and facts.orientation > 4:
-            metadata = replace(metadata, dpi=metadata.dpi[::-1])
+        if said.dpi and facts.orientation > 4:
+            said = replace(said, dpi=said.dpi[::-1])
         return Image(
             pixels=levels.upright(samples, facts.orientation),
             facts=facts,
-            metadata=metadata,
+            metadata=said,
             warnings=(
-                *said,
+                *codes,
                 *decoded.warnings,
                 *converted,
                 *("truncated_accepted",) * decoded.truncated,
@@ -199,54 +209,22 @@ def _completed(data: bytes, facts: Facts) -> bytes | None:
 
 
 def _in_rgb(
-    samples: NDArray[Any], facts: Facts, metadata: Metadata, data: bytes, page: int
+    samples: NDArray[Any], facts: Facts, said: Metadata, data: bytes, page: int
 ) -> tuple[Samples, Metadata, tuple[str, ...]]:
     """CMYK and Lab as sRGB, which is then the picture's profile; all else as it is."""
     if facts.colour not in _CONVERTED:
-        return samples, metadata, ()
+        return samples, said, ()
     unfit: tuple[str, ...] = ()
     if facts.colour == "lab":
         from_zero = facts.format == "jpeg2000" or read_tiff.is_icc_lab(data, page)
         made = colour.lab_to_srgb(samples[:, :, :3], from_zero=from_zero)
         rest = samples[:, :, 3:]
     else:
-        made, fits = colour.cmyk_to_srgb(samples[:, :, :4], metadata.icc_profile)
-        unfit = ("icc_unusable",) if metadata.icc_profile and not fits else ()
+        made, fits = colour.cmyk_to_srgb(samples[:, :, :4], said.icc_profile)
+        unfit = ("icc_unusable",) if said.icc_profile and not fits else ()
         rest = samples[:, :, 4:]
     if rest.dtype != made.dtype:
         rest = eight_bit(rest)
-    metadata = replace(metadata, icc_profile=colour.srgb_profile())
+    said = replace(said, icc_profile=colour.srgb_profile())
     joined: NDArray[Any] = np.concatenate([made, rest], axis=2)
-    return joined, metadata, ("colour_converted", *unfit)
-
-
-def _metadata(data: bytes, facts: Facts, page: int) -> tuple[Metadata, tuple[str, ...]]:
-    """What the file says beside the samples, and warnings."""
-    PIL.Image.MAX_IMAGE_PIXELS = None  # it warns of large pictures on stderr, `_check` does not
-    try:
-        with PIL.Image.open(io.BytesIO(data)) as opened:
-            if page:
-                opened.seek(page)
-            info, tags = dict(opened.info), set(opened.getexif())
-    # The pixels are read without Pillow, which need not know the file at all.
-    except Exception:  # noqa: BLE001
-        return Metadata(), ("icc_untagged",)
-    dpi = info.get("dpi")
-    if not dpi or not all(0 < value < 1e6 for value in dpi):
-        dpi = None
-    says_more = tags & _SUB_IFDS if facts.format == "tiff" else tags - {_ORIENTATION}
-    said = {
-        "icc_untagged": not info.get("icc_profile"),
-        "exif_dropped": bool(says_more),
-        "xmp_dropped": bool(info.get("xmp")),
-        "iptc_dropped": bool(info.get("photoshop")),
-    }
-    metadata = Metadata(
-        icc_profile=info.get("icc_profile") or None,
-        dpi=(float(dpi[0]), float(dpi[1])) if dpi else None,
-    )
-    return metadata, tuple(code for code, holds in said.items() if holds)
-
-
-_ORIENTATION = 0x0112
-_SUB_IFDS = {34665, 34853}  # EXIF and GPS
+    return joined, said, ("colour_converted", *unfit)
