@@ -216,7 +216,11 @@ def _build(
 
 
 def parse(stream: bytes) -> Stream:
-    """Finds the directories that are sound. Raises BrokenExifError if the first one is not."""
+    """Finds the directories that are sound.
+
+    Raises BrokenExifError if the first one is not, or if values lie over each other so much that
+    they add up to more than the whole stream: 200 KB could stand for gigabytes.
+    """
     orders: dict[bytes, Order] = {b"II*\0": "<", b"MM\0*": ">"}
     order = orders.get(stream[:4])
     if not order or not 8 <= len(stream) <= MAX_LONG:
@@ -237,6 +241,11 @@ def parse(stream: bytes) -> Stream:
             parsed.directories[name] = below
         else:
             del above.entries[tag]
+    total = sum(
+        entry.size for found in parsed.directories.values() for entry in found.entries.values()
+    )
+    if total > len(stream):
+        raise BrokenExifError(f"{total:,} bytes of values in a stream of {len(stream):,}")
     return parsed
 
 

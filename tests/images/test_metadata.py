@@ -7,6 +7,7 @@ import shutil
 import struct
 import subprocess
 import time
+import tracemalloc
 import xml.etree.ElementTree
 import zlib
 from dataclasses import replace
@@ -348,6 +349,26 @@ def test_tens_of_thousands_of_tags_take_no_time():
     assert len(exif.entries(made)["ifd0"]) == len(
         tags.keys() - exif.STORAGE - {33723, 34377, 34675}
     )
+
+
+def test_values_that_all_lie_in_one_place_are_refused_unread():
+    size, count = 200_000, 4000
+    rows = b"".join(
+        struct.pack("<HHII", tag, 7, 140_000, 60_000) for tag in range(1000, 1000 + count)
+    )
+    stream = b"II*\0" + struct.pack("<IH", 8, count) + rows + bytes(4)
+    stream = stream.ljust(size, b"x")
+    tracemalloc.start()
+    start = time.process_time()
+    for refuse in (exif.check, exif.entries, lambda one: exif_edit.edit(one, UPRIGHT)):
+        with pytest.raises(exif.BrokenExifError, match=r"560,000,000 bytes of .* of 200,000"):
+            refuse(stream)
+    assert time.process_time() - start < 1
+    assert tracemalloc.get_traced_memory()[1] < 10 * size
+    tracemalloc.stop()
+    said, codes = read(camera.png(bare("png"), (b"eXIf", stream)), "png")
+    assert said.exif is None
+    assert "exif_broken" in codes
 
 
 def test_resolution_may_stay():
