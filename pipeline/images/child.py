@@ -62,8 +62,10 @@ class _Decoder:
 
     def __call__(self, request: Head, data: bytes) -> tuple[Head, bytes | memoryview]:
         """Raises ItemError or MemoryError."""
-        read = self.module.probe if request["do"] == "probe" else self.module.decode
         try:
+            if request["do"] == "probe_pages":
+                return {"pages": self.module.probe_pages(data, self.limits, self.policy)}, b""
+            read = self.module.probe if request["do"] == "probe" else self.module.decode
             found = read(data, self.limits, self.policy, page=request["page"])
         except (ItemError, MemoryError):
             raise

@@ -61,12 +61,23 @@ def probe(data: bytes, limits: Limits, policy: Policy, *, page: int = 0) -> Fact
         return facts
 
 
+def probe_pages(data: bytes, limits: Limits, policy: Policy) -> tuple[Facts, ...]:
+    """The same of every page; of what is no TIFF there is one. Errors as of `probe`."""
+    with _codec_boundary(data):
+        found = header.all_facts(data)
+        for facts in found:
+            _check(facts, limits, policy)
+        return tuple(found)
+
+
 def decode(data: bytes, limits: Limits, policy: Policy, *, page: int = 0) -> Image:
     """The picture that a file holds, the right way up. Arguments and errors as of `probe`."""
     with _codec_boundary(data):
         facts = header.facts(data, page)
         _check(facts, limits, policy)
-        said, codes = metadata.read(data, facts.format, page=page, limit=limits.max_metadata_bytes)
+        # Between the pages may be thumbnails, whose directories count as well.
+        place = read_tiff.place(data, page) if facts.format == "tiff" else 0
+        said, codes = metadata.read(data, facts.format, page=place, limit=limits.max_metadata_bytes)
         decoded = _decoded(data, facts, page, accept=policy.truncated == "accept")
         stored = (facts.height, facts.width)
         if decoded.samples.shape[:2] != stored:

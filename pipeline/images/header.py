@@ -43,7 +43,18 @@ def facts(data: bytes, page: int) -> Facts:
     kind = sniff(data)
     if page and kind != "tiff":
         raise DecodeError("decode_failed", f"page {page} of a {kind} file, which has one")
-    found = read_tiff.facts(data, page) if kind == "tiff" else _READERS[kind](data)
+    return _named(read_tiff.facts(data, page) if kind == "tiff" else _READERS[kind](data))
+
+
+def all_facts(data: bytes) -> list[Facts]:
+    """Facts of every page; what is no TIFF has one. Raises as `facts`."""
+    if sniff(data) != "tiff":
+        return [facts(data, 0)]
+    return [_named(found) for found in read_tiff.all_facts(data)]
+
+
+def _named(found: Facts) -> Facts:
+    """With the bits in its mode."""
     deep = found.bit_depth > 8
     return replace(found, mode=f"{found.mode};{found.bit_depth}") if deep else found
 

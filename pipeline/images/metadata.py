@@ -35,9 +35,10 @@ def read(
 ) -> tuple[Metadata, tuple[str, ...]]:
     """What the file says beside its samples, and the codes of what it says and a result will not.
 
-    data: the whole file; format: as in Facts; page: of a TIFF, from 0; limit:
-    limits.max_metadata_bytes. Blocks are as they stand, but for extended XMP, which is joined, and
-    TIFF's tags, which become a stream of their own; dpi is across and down as stored.
+    data: the whole file; format: as in Facts; page: which of a TIFF's directories, from 0,
+    thumbnails included; limit: limits.max_metadata_bytes. Blocks are as they stand, but for
+    extended XMP, which is joined, and TIFF's tags, which become a stream of their own; dpi is
+    across and down as stored.
     What is broken is left out, whatever it is.
     Codes: icc_untagged; {icc,exif,xmp,iptc,text}_broken; exif_repaired: single tags are lost;
     text_dropped: comments and PNG's texts; tiff_tags_dropped: tags of other programs;

@@ -72,8 +72,21 @@ class _Page:
 
 
 def facts(data: bytes, page: int) -> Facts:
-    """Raises DecodeError, TooLargeError or UnsupportedError."""
-    found = _page(data, page)
+    """Of one page. Raises DecodeError, TooLargeError or UnsupportedError."""
+    return _facts(_page(data, page))
+
+
+def all_facts(data: bytes) -> list[Facts]:
+    """Of every page. Raises as `facts`."""
+    return [_facts(page) for page in _pages(data)]
+
+
+def place(data: bytes, page: int) -> int:
+    """Where in the file's chain of directories a page stands. Raises as `facts`."""
+    return _page(data, page).index
+
+
+def _facts(found: _Page) -> Facts:
     tags = found.directory
     colour, mode, _ = _colour(tags)
     depth = _bits(tags)
@@ -136,6 +149,14 @@ def is_icc_lab(data: bytes, page: int) -> bool:
 
 
 def _page(data: bytes, page: int) -> _Page:
+    """Raises as `_pages`."""
+    pages = _pages(data)
+    if page >= len(pages):
+        raise DecodeError("decode_failed", f"page {page} of {len(pages)}, counted from 0")
+    return pages[page]
+
+
+def _pages(data: bytes) -> list[_Page]:
     """Raises DecodeError where the chain of directories is broken, or a circle."""
     pages = [
         (index, directory)
@@ -146,12 +167,9 @@ def _page(data: bytes, page: int) -> _Page:
         raise UnsupportedError(
             "unsupported_format", "a TIFF of thumbnails only; a camera's raw file perhaps"
         )
-    if page >= len(pages):
-        raise DecodeError("decode_failed", f"page {page} of {len(pages)}, counted from 0")
-    index, directory = pages[page]
-    if directory.count(_DNG):
+    if any(directory.count(_DNG) for _, directory in pages):
         raise UnsupportedError("unsupported_format", "DNG, a camera's raw file, is not read")
-    return _Page(directory, index, len(pages))
+    return [_Page(directory, index, len(pages)) for index, directory in pages]
 
 
 def _directories(data: bytes) -> Iterator[Directory]:

@@ -65,7 +65,7 @@ class Sandbox:
         decoder: str = "pipeline.images.decode",
         lifetime: int = 5000,
     ) -> None:
-        """decoder: the module whose `probe` and `decode` the children call.
+        """decoder: the module whose `probe`, `probe_pages` and `decode` the children call.
 
         lifetime: requests after which a child is replaced, and with it what codecs leak and leave
         in pieces; a start takes as long as decoding 100 small pictures.
@@ -81,6 +81,10 @@ class Sandbox:
     def probe(self, data: bytes, page: int = 0) -> Facts:
         """What the header of a file says, of a TIFF's page. Errors as of `decode`."""
         return self._ask(_Request({"do": "probe", "page": page}, data, wire.facts_of))
+
+    def probe_pages(self, data: bytes) -> tuple[Facts, ...]:
+        """What a file says of each of its pages. Errors as of `decode`."""
+        return self._ask(_Request({"do": "probe_pages"}, data, wire.pages_of))
 
     def decode(self, data: bytes, page: int = 0) -> Image:
         """The picture, or one page, that a file holds. Waits for a free child.

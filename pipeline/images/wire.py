@@ -67,6 +67,11 @@ def facts_of(head: Head, samples: Samples | None) -> Facts:
     return Facts(**head["facts"])
 
 
+def pages_of(head: Head, samples: Samples | None) -> tuple[Facts, ...]:
+    """The answer to `probe_pages`."""
+    return tuple(Facts(**each) for each in head["pages"])
+
+
 def image_of(head: Head, samples: Samples | None) -> Image:
     """The answer to `decode`."""
     if samples is None:

@@ -20,7 +20,7 @@ from hypothesis.extra import numpy as hnp
 from pipeline.config import Limits, Policy
 from pipeline.errors import ItemError
 from pipeline.images import colour, levels
-from pipeline.images.decode import decode, probe
+from pipeline.images.decode import decode, probe, probe_pages
 
 TRICKY = Path(__file__).resolve().parents[3] / "shared" / "data" / "tricky"
 needs_samples = pytest.mark.skipif(not TRICKY.exists(), reason="the shared samples are not here")
@@ -355,6 +355,22 @@ def test_pages_are_decoded_each_by_its_own_facts():
         read(data, limits=Limits(max_pages=2))
     assert caught.value.code == "too_many_pages"
     assert code(pages(noise(2, 2))) == "unsupported_format"
+    assert probe_pages(data, LIMITS, Policy()) == tuple(
+        probe(data, LIMITS, Policy(), page=page) for page in range(3)
+    )
+    whole = saved(picture(4, 4), "PNG")
+    assert probe_pages(whole, LIMITS, Policy()) == (probe(whole, LIMITS, Policy()),)
+
+
+def test_a_thumbnail_between_pages_does_not_say_what_the_next_page_says():
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        for name, thumbnail in (("first", False), ("thumbnail", True), ("last", False)):
+            tags = [(315, 2, None, f"Artist of the {name}", True)]
+            writer.write(noise(4, 5), metadata=None, subfiletype=int(thumbnail), extratags=tags)
+    first, last = (read(file.getvalue(), page).metadata.exif for page in (0, 1))
+    assert b"Artist of the first" in first
+    assert b"Artist of the last" in last
 
 
 def test_a_circle_of_pages_is_a_broken_file():

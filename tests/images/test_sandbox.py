@@ -78,6 +78,7 @@ def test_pictures_are_what_they_are_without_it(tmp_path):
             assert there.warnings == here.warnings
             assert there.pixels.flags.writeable
             assert sandbox.probe(data) == probe(data, Limits(), Policy())
+            assert sandbox.probe_pages(data) == (sandbox.probe(data),)
 
 
 def test_everything_that_a_picture_is_arrives(sandbox):
