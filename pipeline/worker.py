@@ -18,10 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 
+from pipeline import __version__
 from pipeline.config import Encode, Limits, Policy
 from pipeline.errors import (
     ConfigError,
@@ -29,12 +30,13 @@ from pipeline.errors import (
     ItemError,
     PublishError,
     TooLargeError,
-    UnsupportedError,
     WorkerCrashError,
 )
+from pipeline.images.consistency import Consistency, measure
 from pipeline.images.encode import CONTENT_TYPES, encode
-from pipeline.images.image import Facts, Image, Pixels, eight_bit
-from pipeline.images.limits import check_kind, check_size
+from pipeline.images.image import Facts, Image, Metadata
+from pipeline.images.limits import check_kind, check_pages, check_size, held_bytes
+from pipeline.images.metadata import Provenance, derive
 from pipeline.images.page import Page
 from pipeline.images.sandbox import Sandbox
 from pipeline.models import zoo
@@ -43,6 +45,9 @@ from pipeline.plan import FORMATS, source_suffix
 from pipeline.records import MESSAGE_LIMIT, Item, Outcome, to_table
 from pipeline.storage import OverLimitError, SourceChangedError, Store, redact
 from pipeline.turns import Budget, Company
+
+if TYPE_CHECKING:
+    from pipeline.engine.packer import Visit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +100,7 @@ class Worker:
             device=job.device,
             precision=job.precision,
             budget_bytes=job.limits.device_bytes,
+            alpha=job.policy.alpha,
         )
         self._scale = upscaler.scale
         cores = len(os.sched_getaffinity(0))
@@ -159,23 +165,22 @@ class Worker:
                 self._attempts.begin(item.item_id)  # before its first byte, and no sooner
                 with log.timed("fetch"):
                     data = self._fetch(item, log)
-                held.enter_context(self._memory.held(self._admit(data, item, log)))
-            with self._codecs, log.timed("decode"):
-                image = self._sandbox.decode(data)
+                sources = self._admit(data, item, log)
+                held.enter_context(self._memory.held(self._bytes(len(data), sources, item)))
+            made = [self._page(data, index, visit, log) for index in range(len(sources))]
             del data
-            log.note(*image.warnings)
-            width, height = self._final_size(image.width, image.height)
-            try:
-                upscaled = visit.upscale(eight_bit(image.pixels), (width, height))
-            finally:
-                log.add(upscale_s=visit.device_s)
-            log.note(*upscaled.warnings)
+            pages = [page for page, _ in made]
+            # Of several pages the one that agrees least with its source.
+            log.add(**min((agrees for _, agrees in made), key=lambda one: one.psnr).columns())
+            del made
             with self._codecs, log.timed("encode"):
-                file = self._encode(upscaled.pixels, image, item, log)
-            del upscaled
+                file, lost = encode(pages, item.output_format, self._job.encode, self._job.policy)
+            log.note(*lost)
+            height, width = pages[0].samples.shape[:2]
+            del pages
             with log.timed("publish"):
                 self._publish(item, file, log)
-            log.made(file, item, width, height, scale=width / image.width)
+            log.made(file, item, width, height)
 
     def _fetch(self, item: Item, log: "_Log") -> bytes:
         limit = self._job.limits.max_source_bytes
@@ -217,21 +222,84 @@ class Worker:
                 "source_changed", f"sha256 {found}, the manifest says {item.sha256} (sha256)"
             )
 
-    def _admit(self, data: bytes, item: Item, log: "_Log") -> int:
-        """The bytes that a picture will hold, by its header. Raises ItemError if it is refused."""
-        limits = self._job.limits
-        facts = self._sandbox.probe(data)
-        log.saw(facts, item)
-        if facts.format == "tiff" and facts.frames > 1:
-            raise UnsupportedError("unsupported_frames", f"{facts.frames} pages, 1 is written")
+    def _admit(self, data: bytes, item: Item, log: "_Log") -> tuple[Facts, ...]:
+        """What the header says of each page. Raises ItemError if one of them is refused.
+
+        The other frames of an animation, or of what a camera puts into a JPEG, are no pages.
+        """
+        first = self._sandbox.probe(data)
+        log.saw(first, item)
+        count = first.frames if first.format == "tiff" else 1
+        self._check_page(first, count, item)
+        if count == 1:
+            return (first,)
+        pages = self._sandbox.probe_pages(data)
+        for page in pages:
+            self._check_page(page, count, item)
+        check_pages(self._sizes(pages), max_pixels=self._job.limits.max_output_pixels)
+        return pages
+
+    def _check_page(self, facts: Facts, pages: int, item: Item) -> None:
+        """Raises TooLargeError or UnsupportedError where the result could not be written."""
+        policy, most = self._job.policy.depth, self._job.limits.max_output_pixels
+        check_kind(item.output_format, pages=pages, bit_depth=facts.bit_depth, depth_policy=policy)
         width, height = self._final_size(facts.width, facts.height)
-        check_size(item.output_format, width, height, max_pixels=limits.max_output_pixels)
-        depth, policy = facts.bit_depth, self._job.policy.depth
-        check_kind(item.output_format, pages=1, bit_depth=depth, depth_policy=policy)
-        # The file, here and in the sandbox; the samples, twice in the sandbox and once here, where
-        # then the network takes them; those of the result, and what an encoder makes of them.
-        pixels = 3 * facts.width * facts.height + 2 * width * height
-        return 2 * len(data) + facts.channels * pixels
+        check_size(item.output_format, width, height, max_pixels=most)
+
+    def _bytes(self, file: int, sources: Sequence[Facts], item: Item) -> int:
+        """The memory that a picture takes at most. file: bytes of the source."""
+        lossless = self._job.encode.webp_lossless
+        return held_bytes(
+            file, sources, self._sizes(sources), item.output_format, lossless=lossless
+        )
+
+    def _sizes(self, sources: Sequence[Facts]) -> list[tuple[int, int]]:
+        """Of the results, as their pages are stored."""
+        return [self._final_size(one.width, one.height) for one in sources]
+
+    def _page(
+        self, data: bytes, index: int, visit: "Visit", log: "_Log"
+    ) -> tuple[Page, Consistency]:
+        """One page upscaled, with what it will say, and how it agrees with its source."""
+        with self._codecs, log.timed("decode"):
+            image = self._sandbox.decode(data, index)
+        log.note(*image.warnings)
+        if index == 0 and image.pixels.itemsize > 1:
+            log.add(precision="fp32")  # 16 bits are more than a half-precision network has
+        size = self._final_size(image.width, image.height)
+        try:
+            upscaled = visit.upscale(image.pixels, size)
+        finally:
+            log.add(upscale_s=visit.device_s)
+        log.note(*upscaled.warnings)
+        if index == 0:
+            log.add(scale=size[0] / image.width)
+        with self._codecs, log.timed("encode"):
+            said, lost = self._derived(image, size, log)
+            agrees = measure(image.pixels, upscaled.pixels)
+        log.note(*lost)
+        return Page(upscaled.pixels, said), agrees
+
+    def _derived(
+        self, image: Image, size: tuple[int, int], log: "_Log"
+    ) -> tuple[Metadata, tuple[str, ...]]:
+        """What a result says beside its samples, and the codes of what it cannot."""
+        model, source_sha256 = self._job.model, log.outcome.source_sha256
+        assert source_sha256
+        made = Provenance(
+            model=model.name,
+            model_sha256=model.sha256,
+            scale=size[0] / image.width,
+            source_sha256=source_sha256,
+            version=__version__,
+        )
+        return derive(
+            image.metadata,
+            source=image.facts,
+            size=size,
+            provenance=made,
+            policy=self._job.policy,
+        )
 
     def _final_size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height of the result, rounded to whole pixels, at least one each."""
@@ -239,16 +307,6 @@ class Worker:
         if self._job.long_side is not None:
             factor = self._job.long_side / max(width, height)
         return max(1, round(width * factor)), max(1, round(height * factor))
-
-    def _encode(self, pixels: Pixels, image: Image, item: Item, log: "_Log") -> bytes:
-        factor = pixels.shape[1] / image.width
-        # The same physical size: as many times more pixels, so as many times more per inch.
-        said = image.metadata
-        dpi = (said.dpi[0] * factor, said.dpi[1] * factor) if said.dpi else None
-        page = Page(pixels, replace(said, dpi=dpi))
-        file, warnings = encode([page], item.output_format, self._job.encode, self._job.policy)
-        log.note(*warnings)
-        return file
 
     def _publish(self, item: Item, file: bytes, log: "_Log") -> None:
         labels = {"remaster-item": item.item_id, "remaster-recipe": self._job.recipe}
@@ -299,13 +357,13 @@ class _Log:
         self.outcome = replace(self.outcome, **known)
 
     def note(self, *codes: str) -> None:
-        """Warnings, in the order in which they arise."""
-        self.add(warnings=(*self.outcome.warnings, *codes))
+        """Warnings, in the order in which they arise, each once."""
+        self.add(warnings=tuple(dict.fromkeys((*self.outcome.warnings, *codes))))
 
     @contextmanager
     def timed(self, stage: str) -> Generator[None]:
-        """Seconds of a stage, without the wait for its turn."""
-        start = time.monotonic()
+        """Seconds of a stage, without the wait for its turn; of several turns together."""
+        start = time.monotonic() - (getattr(self.outcome, f"{stage}_s") or 0)
         try:
             yield
         finally:
@@ -327,7 +385,7 @@ class _Log:
         if named and named != facts.format:
             self.note("format_mismatch")
 
-    def made(self, file: bytes, item: Item, width: int, height: int, *, scale: float) -> None:
+    def made(self, file: bytes, item: Item, width: int, height: int) -> None:
         self.add(
             output_uri=redact(item.output_uri),
             output_bytes=len(file),
@@ -335,7 +393,6 @@ class _Log:
             output_format=item.output_format,
             output_width=width,
             output_height=height,
-            scale=scale,
         )
 
     def done(self) -> Outcome:

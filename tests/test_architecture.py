@@ -42,7 +42,7 @@ PURE = {
     "images/image": set(),
     "images/decode": {"config", "errors", "images"},
     "images/header": {"errors", "images"},
-    "images/limits": {"errors"},
+    "images/limits": {"errors", "images"},  # images/image
     "images/page": {"images"},  # image
     "images/child": {"config", "errors", "images"},
     "images/wire": {"errors", "images"},

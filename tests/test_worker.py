@@ -2,18 +2,23 @@
 
 import hashlib
 import os
+import struct
 import threading
 
+import imagecodecs
 import numpy as np
 import PIL.Image
 import pyarrow as pa
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from running import opened, picture, pictures, sha256
 
 from pipeline.attempts import AttemptLedger
 from pipeline.config import Encode, Limits, Policy
+from pipeline.images.consistency import measure
+from pipeline.images.decode import decode
 from pipeline.models import zoo
 from pipeline.records import ITEM_SCHEMA, OUTCOME_SCHEMA, Item, Outcome
 from pipeline.storage import Store
@@ -166,6 +171,96 @@ def test_the_final_size_is_as_asked(tmp_path, worker, item, asked, size):
     (row,) = outcomes(worker(**asked), [item(path)])
     assert (row["output_width"], row["output_height"]) == size
     assert opened(row["output_uri"]).size == size
+
+
+def test_16_bits_go_through_as_they_are_and_in_fp32(tmp_path, worker, item):
+    ramp = np.linspace(0, 65_535, 24 * 32).astype(np.uint16).reshape(24, 32)
+    path = tmp_path / "in.png"
+    path.write_bytes(imagecodecs.png_encode(ramp))
+    (small,) = pictures(tmp_path / "in", 1)
+    deep, plain = outcomes(worker(precision="bf16"), [item(path), item(small)])
+    assert (deep["source_mode"], deep["source_bit_depth"], deep["precision"]) == (
+        "L;16",
+        16,
+        "fp32",
+    )
+    assert plain["precision"] == "bf16"
+    found = imagecodecs.png_decode((tmp_path / "out" / "in.png").read_bytes())
+    assert (found.shape, found.dtype) == ((48, 64), np.uint16)
+    assert np.unique(found).size > 1500
+
+
+def test_each_row_says_how_its_result_agrees_with_its_source(tmp_path, worker, item):
+    (path,) = pictures(tmp_path / "in", 1)
+    (row,) = outcomes(worker(), [item(path)])
+    source = decode(path.read_bytes(), Limits(), Policy()).pixels
+    result = decode((tmp_path / "out" / "p000.png").read_bytes(), Limits(), Policy()).pixels
+    columns = measure(source, result).columns()
+    assert {name: row[name] for name in columns} == columns
+    assert columns["quality_psnr"] > 0
+
+
+def tiff(path, *pages):
+    path.parent.mkdir(exist_ok=True)
+    with tifffile.TiffWriter(path) as writer:
+        for page in pages:
+            writer.write(page, metadata=None, contiguous=False)
+    return path
+
+
+def test_every_page_of_a_tiff_is_upscaled_by_itself(tmp_path, worker, item):
+    rng = np.random.default_rng(0)
+    pages = [np.asarray(picture(1)), rng.integers(0, 2**16, (9, 50), np.uint16)]
+    pages += [np.asarray(picture(2, 20, 60))]
+    path = tiff(tmp_path / "in" / "many.tiff", *pages)
+    singles = [tiff(tmp_path / "in" / f"{n}.tiff", page) for n, page in enumerate(pages)]
+    to_tiff = {"output_format": "tiff"}
+    rows = [
+        item(one, output_uri=str(tmp_path / "out" / one.name), **to_tiff)
+        for one in (path, *singles)
+    ]
+    many, *alone = outcomes(worker(), rows)
+    assert many["status"] == "done"
+    assert (many["source_frames"], many["source_width"], many["source_height"]) == (3, 32, 24)
+    assert (many["output_width"], many["output_height"], many["scale"]) == (64, 48, 2.0)
+    assert (many["source_mode"], many["precision"]) == ("RGB", "fp32")
+    assert many["warnings"] == ["icc_untagged"], "each once"
+    assert many["quality_psnr"] == min(row["quality_psnr"] for row in alone)
+    with tifffile.TiffFile(tmp_path / "out" / "many.tiff") as found:
+        assert len(found.pages) == 3
+        for index, page in enumerate(found.pages):
+            single = tifffile.imread(tmp_path / "out" / f"{index}.tiff")
+            assert page.dtype == pages[index].dtype
+            np.testing.assert_array_equal(page.asarray(), single)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sides", "code", "said"),
+    [
+        ({"output_format": "png"}, (20, 20), "output_pages", "2 pages, png holds 1 (format: tiff)"),
+        ({}, (20, 65), "output_too_large", "130 x 130 = 16,900 pixels, limit 15,000"),
+        ({}, (50, 50), "output_too_large", "2 pages of 20,000 pixels together, limit 15,000"),
+        ({}, (20, 71), "input_too_large", "71 x 71"),
+        ({}, (20, 0), "decode_failed", ""),
+    ],
+)
+def test_a_page_that_cannot_be_done_fails_the_file_ahead(
+    tmp_path, worker, item, changes, sides, code, said
+):
+    path = tiff(
+        tmp_path / "in.tiff", *(np.zeros((side or 9, side or 9), np.uint8) for side in sides)
+    )
+    if not sides[1]:  # the second directory begins beyond the file's end
+        data = bytearray(path.read_bytes())
+        with tifffile.TiffFile(path) as opened:
+            at = opened.pages[0].offset + 2 + 12 * len(opened.pages[0].tags)
+        data[at : at + 4] = struct.pack("<I", len(data) + 5)
+        path.write_bytes(data)
+    (row,) = outcomes(worker(), [item(path, **{"output_format": "tiff", **changes})])
+    assert row["error_code"] == code
+    assert said in row["error_message"]
+    assert row["upscale_s"] is None
+    assert not (tmp_path / "out").exists()
 
 
 def test_company_and_order_change_nothing(tmp_path, worker, item):

@@ -153,13 +153,13 @@ class Packer:
 
 
 class Visit:
-    """One picture's way to the device and back; for one thread."""
+    """One picture's way to the device and back, or that of a file's pages; for one thread."""
 
     def __init__(self, packer: Packer) -> None:
         self._packer = packer
         self._on_its_way = True
         self.device_s = 0.0
-        """Seconds that the device worked on the picture: its share by pixels, in company."""
+        """Seconds that the device worked for it so far: its share by pixels, in company."""
 
     def arrive(self) -> None:
         """Nobody needs to wait for this picture any more."""
@@ -178,7 +178,7 @@ class Visit:
         self.arrive()
         wait([request.future for request in requests])  # whatever one of them ends with
         results = [request.future.result() for request in requests]
-        self.device_s = sum(seconds for _, seconds in results)
+        self.device_s += sum(seconds for _, seconds in results)
         warnings = dict[str, None]()
         for ended, _ in results:
             if isinstance(ended, ItemError):

@@ -1,6 +1,12 @@
 """What each format can hold: asked by the plan and before an upscale, so it needs no codec."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from pipeline.errors import TooLargeError, UnsupportedError
+
+if TYPE_CHECKING:
+    from pipeline.images.image import Facts
 
 # Pixels a side: libjpeg-turbo's limit (the format's is 65,535), and WebP's 14 bits.
 _MAX_SIDE = {"jpeg": 65_500, "webp": 16_383}
@@ -33,6 +39,20 @@ def check_size(format: str, width: int, height: int, *, max_pixels: int) -> None
         )
 
 
+def check_pages(sizes: Sequence[tuple[int, int]], *, max_pixels: int) -> None:
+    """Raises TooLargeError if pages are too many pixels together: all are held until the last.
+
+    sizes: (width, height) of each result. max_pixels: `limits.max_output_pixels`.
+    """
+    pixels = sum(width * height for width, height in sizes)
+    if pixels > max_pixels:
+        raise TooLargeError(
+            "output_too_large",
+            f"the result has {len(sizes)} pages of {pixels:,} pixels together, limit "
+            f"{max_pixels:,} (limits.max_output_pixels, scale, long_side)",
+        )
+
+
 def check_kind(format: str, *, pages: int, bit_depth: int, depth_policy: str) -> None:
     """Raises UnsupportedError if a format does not hold what the source does.
 
@@ -60,3 +80,30 @@ def encoder_bytes(format: str, width: int, height: int, *, channels: int, lossle
     exact = format == "webp" and (lossless or channels in (2, 4))
     fixed, each = _LOSSLESS_WEBP if exact else _ENCODER[format]
     return fixed + each * width * height
+
+
+def held_bytes(
+    file_bytes: int,
+    sources: "Sequence[Facts]",
+    sizes: Sequence[tuple[int, int]],
+    format: str,
+    *,
+    lossless: bool,
+) -> int:
+    """Memory that a picture takes at most on its way, here and in the sandbox.
+
+    file_bytes: of the source. sources: its pages. sizes: (width, height) of their results.
+    One page is decoded and upscaled after the other, so the largest of them counts. The results
+    are all there when they are encoded.
+    """
+    # The samples twice in the sandbox and once here, where the result is compared with them.
+    source = max(one.width * one.height * one.channels * one.sample_bytes for one in sources)
+    results = encoder = 0
+    for one, (width, height) in zip(sources, sizes, strict=True):
+        results += width * height * one.channels * one.sample_bytes
+        needed = encoder_bytes(format, width, height, channels=one.channels, lossless=lossless)
+        encoder = max(encoder, needed)
+    # A file as large as its samples, which noise makes it. A PNG's is copied when it is given its
+    # metadata; those of JPEG and WebP are smaller than what their encoders give back by then.
+    files = 2 if format == "png" else 1
+    return 2 * file_bytes + 3 * source + (1 + files) * results + encoder

@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from pipeline.errors import ItemError
 from pipeline.images.encode import CONTENT_TYPES
-from pipeline.images.limits import check_kind, check_size, encoder_bytes
+from pipeline.images.image import Facts
+from pipeline.images.limits import check_kind, check_pages, check_size, encoder_bytes, held_bytes
 
 
 def test_sizes_over_a_limit_name_both_numbers_and_the_knob():
@@ -43,6 +45,28 @@ def test_16_bits_are_refused_where_8_are_held_and_that_is_asked_for(format):
         check_kind(format, pages=1, bit_depth=16, depth_policy="reject")
 
 
+def test_pages_count_together():
+    check_pages([(10, 10), (20, 5)], max_pixels=200)
+    with pytest.raises(ItemError, match=r"2 pages of 200 pixels together, limit 199 \(limits.max_"):
+        check_pages([(10, 10), (20, 5)], max_pixels=199)
+
+
+def test_one_source_at_a_time_and_all_results_are_counted():
+    small, large = (Facts("tiff", "", 8, 2, side, side, 3) for side in (10, 20))
+    deep = replace(large, bit_depth=16)
+    sizes = [(40, 40), (80, 80)]
+    fixed = encoder_bytes("tiff", 1, 1, channels=3, lossless=False)
+    both = held_bytes(1000, [small, large], sizes, "tiff", lossless=False)
+    assert both == 2 * 1000 + 3 * 3 * 20**2 + 2 * 3 * (40**2 + 80**2) + fixed
+    one = held_bytes(1000, [large], sizes[1:], "png", lossless=False)
+    assert one == 2 * 1000 + 3 * 3 * 20**2 + 3 * 3 * 80**2 + fixed
+    assert held_bytes(0, [deep], sizes[1:], "png", lossless=False) - fixed == 2 * (
+        one - 2000 - fixed
+    )
+    webp = [held_bytes(0, [large], sizes[1:], "webp", lossless=way) for way in (False, True)]
+    assert webp[1] - webp[0] == (44 - 16) * 80**2
+
+
 def test_the_plan_needs_no_codec_for_it():
     code = (
         "import sys, pipeline.images.limits;"
@@ -53,6 +77,7 @@ def test_the_plan_needs_no_codec_for_it():
 
 PEAKS = """
 import sys
+from dataclasses import replace
 import numpy as np
 from pipeline.config import Encode, Policy
 from pipeline.images.encode import encode
