@@ -2,6 +2,9 @@
 
 A value comes from the command line, else from the YAML file, else from the model's default. Unknown
 keys are refused. `reference` lists every key with its default.
+
+What reads flags and files is imported where it does: processes that decode pictures get their
+settings ready-made, and are started by the dozen.
 """
 
 import difflib
@@ -9,15 +12,15 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import new_class
-from typing import Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
 from pipeline.errors import ConfigError
-from pipeline.storage import redact
+
+if TYPE_CHECKING:
+    from pydantic_settings import BaseSettings
 
 SECRETS = ("key", "secret", "token", "password", "auth", "credential", "connection_string")
 
@@ -45,6 +48,8 @@ class CommandConfig(Section):
         arguments: as in `sys.argv[1:]`; flags with hyphens, underscores are accepted.
         Raises ConfigError with one sentence; `--help` prints and exits with 0.
         """
+        from pydantic_settings import CliSettingsSource, SettingsError
+
         dashed = [_dashed(argument) for argument in arguments]
         try:
             flags = CliSettingsSource(_flags(cls), cli_parse_args=dashed)()
@@ -73,12 +78,16 @@ class CommandConfig(Section):
 
     def to_yaml(self) -> str:
         """The configuration as YAML, for a report: complete, without anything secret."""
+        import yaml
+
         values = self.model_dump(mode="json", exclude={"config"})
         return yaml.safe_dump(_shown(values), sort_keys=False, allow_unicode=True)
 
 
-def _flags(kind: type[CommandConfig]) -> type[BaseSettings]:
+def _flags(kind: type[CommandConfig]) -> "type[BaseSettings]":
     """The same fields, as flags."""
+    from pydantic_settings import BaseSettings, SettingsConfigDict
+
     settings = SettingsConfigDict(
         extra="forbid",
         cli_prog_name=kind.program,
@@ -90,11 +99,13 @@ def _flags(kind: type[CommandConfig]) -> type[BaseSettings]:
     )
     facts = {"model_config": settings, "__doc__": kind.__doc__, "__module__": __name__}
     made = new_class("_Flags", (BaseSettings, kind), exec_body=lambda body: body.update(facts))
-    return cast(type[BaseSettings], made)
+    return cast("type[BaseSettings]", made)
 
 
 def _shown(value: Any, name: str = "") -> Any:
     """The value without secrets: by the name of an option, or by the form of a URI."""
+    from pipeline.storage import redact
+
     if isinstance(value, dict):
         items = cast(dict[str, Any], value).items()
         return {inner: _shown(held, inner) for inner, held in items}
@@ -141,6 +152,8 @@ def _dashed(argument: str) -> str:
 
 
 def _read_yaml(file: str) -> dict[str, Any]:
+    import yaml
+
     try:
         values = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

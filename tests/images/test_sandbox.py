@@ -173,7 +173,8 @@ def test_a_child_has_nothing_of_its_parent(sandbox, monkeypatch):
     links = list(found["descriptors"].values())
     assert links[:3] == ["/dev/null"] * 3
     assert [link.partition(":")[0] for link in links[3:]] == ["socket"]
-    assert not {"torch", "ray", "botocore"} & set(found["modules"])
+    astray = {"torch", "ray", "botocore", "fsspec", "pyarrow", "pydantic_settings", "yaml"}
+    assert not astray & set(found["modules"]), "they take longer to import than to decode"
     assert found["ignored"] == [True, True]
     assert LIMITS.decode_s < found["processor_s"] < 2 * LIMITS.decode_s + 20
 
