@@ -142,6 +142,41 @@ def test_what_a_decode_may_take_is_limited(tmp_path, worker, item, limits, code,
         assert row["status"] == "done"
 
 
+def crashing_tiff():
+    """Ends imagecodecs' LZW decoder, as of 2026.3.6, by SIGSEGV.
+
+    The last strip begins with a code that was not defined yet: the decoder takes the length and
+    the address of what it stands for from memory that it has not written to. What the strips
+    before have behind their end was in that memory: lengths of 3 at address 16, which is nobody's.
+    """
+    count = 8
+    bits = "".join(f"{code:09b}" for code in (256, 316, 65, 258, 66, 259, 257)).ljust(80, "0")
+    whole = imagecodecs.lzw_encode(bytes(64)).ljust(32, b"\0") + struct.pack("<QQ", 3, 16) * 5000
+    strips = [whole] * (count - 1) + [int(bits, 2).to_bytes(10, "big")]
+    numbers = [8, 8 * count, 8, 5, 1, 0, 8, 0]
+    at = 8 + 2 + 12 * len(numbers) + 4
+    numbers[5], numbers[7] = at, at + 4 * count
+    tags = zip((256, 257, 258, 259, 262, 273, 278, 279), numbers, strict=True)
+    rows = (
+        struct.pack("<HHII", tag, 4, count if tag in (273, 279) else 1, number)
+        for tag, number in tags
+    )
+    sizes = [len(strip) for strip in strips]
+    starts = [at + 8 * count + sum(sizes[:index]) for index in range(count)]
+    head = b"II*\0" + struct.pack("<IH", 8, len(numbers)) + b"".join(rows) + bytes(4)
+    return head + struct.pack(f"<{2 * count}I", *starts, *sizes) + b"".join(strips)
+
+
+def test_a_file_that_ends_its_decoder_is_one_failed_row(tmp_path, worker, item):
+    good, bad, other = pictures(tmp_path / "in", 3)
+    bad.write_bytes(crashing_tiff())
+    rows = outcomes(worker(), [item(good), item(bad), item(other)])
+    assert [row["status"] for row in rows] == ["done", "failed", "done"]
+    assert (rows[1]["error_code"], rows[1]["error_class"]) == ("decoder_crash", "permanent")
+    assert "SIGSEGV" in rows[1]["error_message"]
+    assert (rows[1]["source_format"], rows[1]["source_height"]) == ("tiff", 64)
+
+
 def test_a_result_that_cannot_be_stored_is_a_failed_row(tmp_path, worker, item):
     (path,) = pictures(tmp_path / "in", 1)
     (tmp_path / "out").write_text("a file where the folder should be")
