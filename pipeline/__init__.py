@@ -16,7 +16,7 @@ ledger    the report as a database: commit, latest view, compaction
 flow      one run, from the manifest to the exit code; the only Ray Data wiring
 worker    one actor per device: fetch, decode, upscale, encode, publish, overlapped
 attempts  how often an item took its worker down
-images    codecs
+images    pictures in and out, with all they say: the only place that knows codecs
 engine    exact execution of a generator on images of any size
 models    generators, checkpoints and the zoo of released weights
 training  degradation, losses, the loop that trains generators, and their evaluation
