@@ -9,6 +9,7 @@ settings  how what a person may set is read: flags over YAML over defaults
 config    what that is for upscaling; the recipe of a result and its digest
 records   the rows: Source -> Item -> Outcome, and the report's Arrow schema
 errors    the error tree and the table of codes
+uris      which driver and which place a URI means
 storage   the one door to bytes
 manifest  what there is to do
 plan      identity, output keys, collisions, shards, what is left to do

@@ -16,7 +16,7 @@ import pyarrow.parquet
 import ray
 from ray.exceptions import RayError
 
-from pipeline import manifest, plan, storage
+from pipeline import manifest, plan, uris
 from pipeline.attempts import AttemptLedger
 from pipeline.cluster import Fleet, actor_here, connect, fleet
 from pipeline.config import UpscaleConfig
@@ -306,7 +306,7 @@ def _write_shard(session: Session, name: str, shard: pa.Table) -> str:
     pyarrow.parquet.write_table(shard, file, compression="zstd")
     relative = session.of_run(f"shards/{name}.parquet")
     session.ledger.write(relative, file.getvalue(), "application/vnd.apache.parquet")
-    return storage.join(session.ledger.uri, relative)
+    return uris.join(session.ledger.uri, relative)
 
 
 def _extras(shard: pa.Table) -> dict[str, str]:

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
-from pipeline import __version__, storage
+from pipeline import __version__, storage, uris
 from pipeline import config as configuration
 from pipeline.config import Device, Precision, Side, UpscaleConfig
 from pipeline.ledger import Ledger
@@ -54,8 +54,8 @@ class Session:
         Raises ConfigError for places and models that cannot be.
         """
         run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
-        sides, output = config.storage, storage.absolute(config.output)
-        report = storage.absolute(config.report_uri)
+        sides, output = config.storage, uris.absolute(config.output)
+        report = uris.absolute(config.report_uri)
         report_store = _staged(sides.report or sides.output, report, run_id)
         model_store, ledger = _store(sides.models), Ledger(report_store, report)
         model = zoo.resolve(
@@ -182,8 +182,8 @@ def _store(side: Side) -> Store:
 
 def _staged(side: Side, root: str, run_id: str) -> Store:
     """A store to publish to: local files are staged below their root, on its file system."""
-    local = storage.is_local(root)
-    staging = storage.join(root, f"{storage.STAGING}/{run_id}") if local else None
+    local = uris.is_local(root)
+    staging = uris.join(root, f"{storage.STAGING}/{run_id}") if local else None
     return Store(side.fsspec_options(), staging=staging)
 
 

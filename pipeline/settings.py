@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
 from pipeline.errors import ConfigError
-from pipeline.storage import redact
+from pipeline.uris import redact
 
 SECRETS = ("key", "secret", "token", "password", "auth", "credential", "connection_string")
 

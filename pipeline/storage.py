@@ -37,15 +37,14 @@ from urllib.parse import quote
 import fsspec
 import pyarrow.fs
 from fsspec.asyn import sync
-from fsspec.registry import known_implementations
 from fsspec.utils import glob_translate
 
 from pipeline.errors import ConfigError
+from pipeline.uris import absolute, family, is_local, redact, scheme
 
 STAGING = ".staging"
 
-# Schemes that name the same driver, and the extra of this distribution that installs it.
-_FAMILY = {"local": "file", "s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az", "https": "http"}
+# The extra of this distribution that installs a driver.
 _EXTRA = {"gs": "gcs", "az": "azure"}
 
 # What drivers let through, by name: only what is loaded can raise, and loading it takes a while.
@@ -122,86 +121,6 @@ class Stat:
     size: int | None
     mtime: float | None
     version: str | None
-
-
-# ---------------------------------------------------------------------------------------- URIs
-
-
-def scheme(uri: str) -> str:
-    """The URI's scheme; "file" for `file://` and plain paths.
-
-    Raises ConfigError for a scheme without a driver and for a malformed URI.
-    """
-    found = re.match(r"([A-Za-z][A-Za-z0-9+.\-]*):(/*)([^/]*)", uri)
-    if found is None or (found[1] not in known_implementations and len(found[2]) < 2):
-        return "file"  # a path, perhaps with a colon in its first name
-    name, slashes, place = found.groups()
-    if name not in known_implementations:
-        raise ConfigError(f"{redact(uri)}: no driver knows the scheme {name}://")
-    if _family(name) == "file":
-        if slashes != "///":
-            raise ConfigError(f"{uri}: malformed; wanted {name}:///<absolute path>")
-        return "file"
-    if slashes != "//" or not place:
-        raise ConfigError(f"{redact(uri)}: malformed; wanted {name}://<bucket or host>/<key>")
-    return name
-
-
-def _family(name: str) -> str:
-    return _FAMILY.get(name, name)
-
-
-def is_local(uri: str) -> bool:
-    """Whether the URI is a plain path or `file://`."""
-    return scheme(uri) == "file"
-
-
-def absolute(uri: str) -> str:
-    """The URI without a trailing slash; a local one as an absolute plain path, `~` expanded.
-
-    The path of a `file://` URI is taken as it stands, as fsspec does: `%20` is not a space.
-    """
-    if not is_local(uri):
-        return uri.rstrip("/")
-    return os.path.abspath(os.path.expanduser(re.sub(r"^(?:file|local)://", "", uri)))
-
-
-def join(base: str, relative: str) -> str:
-    """`base/relative`. Raises ValueError when `relative` could lead out of `base`."""
-    if relative.startswith("/") or ".." in relative.split("/"):
-        raise ValueError(f"{relative!r} is not a path below {redact(base)}")
-    return f"{base.rstrip('/')}/{relative}" if relative else base
-
-
-def below(uri: str, root: str) -> str | None:
-    """The path of `uri` relative to `root`: "" when equal, None when it is not inside."""
-    inner, outer = _canonical(uri), _canonical(root)
-    if inner == outer:
-        return ""
-    outer = outer.rstrip("/") + "/"
-    return inner[len(outer) :] if inner.startswith(outer) else None
-
-
-def _canonical(uri: str) -> str:
-    name = scheme(uri)
-    text = absolute(uri)
-    return text if name == "file" else _family(name) + text.removeprefix(name)
-
-
-# A password may hold a slash (AWS secrets do); a port may not be taken for one. The container
-# in abfs://container@account is none.
-_USERINFO = re.compile(
-    r"""(?<!abfs)(?<!abfss)://(?:[^\s/@:"'<>]*:(?!\d*(?:/|$))[^\s"'<>]*|[^\s/@:"'<>]+)@"""
-)
-_SECRETS = re.compile(
-    r"""(?ix) (?<![\w-]) ( X-(?:Amz|Goog)-[\w-]* | AWSAccessKeyId | sig | signature | password
-    | (?:\w+[_-])? (?:token|secret) (?:_\w+)? ) = [^&;,\s"'<>]*"""
-)
-
-
-def redact(text: str) -> str:
-    """`text` without credentials: userinfo in URIs, signatures and tokens in query strings."""
-    return _SECRETS.sub(r"\1=***", _USERINFO.sub("://***@", text))
 
 
 # --------------------------------------------------------------------------------------- Store
@@ -373,7 +292,7 @@ class Store:
                 _publish_local(path, data, staging)
                 return
             fs = self._filesystem(uri)
-            labels = _labels(_family(scheme(uri)), content_type, metadata or {})
+            labels = _labels(family(uri), content_type, metadata or {})
             if _is_s3(uri):
                 labels["chunksize"] = self._part_bytes
                 fs.pipe_file("/".join(_bucket_and_key(fs, uri)), bytes(data), **labels)
@@ -496,21 +415,21 @@ def _publish_local(path: str, data: bytes | bytearray | memoryview, staging: str
 
 
 def _connect(name: str, options: Mapping[str, Any], uri: str) -> Any:
-    family = _family(name)
+    kind = family(uri)
     try:
         driver = fsspec.get_filesystem_class(name)
     except ImportError as error:
-        extra = _EXTRA.get(family)
+        extra = _EXTRA.get(kind)
         cure = f"pip install 'remaster-ray[{extra}]'" if extra else str(error)
         raise ConfigError(f"{redact(uri)}: no driver for {name}:// is installed: {cure}") from error
     # An instance of our own: fsspec's shared ones outlive a change of the environment.
     settings = {**options, "use_listings_cache": False, "skip_instance_cache": True}
-    if family == "s3":
+    if kind == "s3":
         settings["config_kwargs"] = {**_PATIENCE, **options.get("config_kwargs", {})}
     try:
         with _translating(uri):
             fs: Any = driver(**settings)
-            if family == "s3":
+            if kind == "s3":
                 fs.retries = 1
                 fs.connect()
     except (TypeError, ValueError, KeyError) as error:
@@ -520,7 +439,7 @@ def _connect(name: str, options: Mapping[str, Any], uri: str) -> Any:
 
 
 def _is_s3(uri: str) -> bool:
-    return _family(scheme(uri)) == "s3"
+    return family(uri) == "s3"
 
 
 def _bucket_and_key(fs: Any, uri: str) -> tuple[str, str]:
@@ -618,18 +537,18 @@ def _stat_remote(uri: str, info: Mapping[str, Any]) -> Stat:
     return Stat(uri, info.get("size"), mtime, version.removeprefix("W/").strip('"') or None)
 
 
-def _labels(family: str, content_type: str | None, metadata: Mapping[str, str]) -> dict[str, Any]:
+def _labels(kind: str, content_type: str | None, metadata: Mapping[str, str]) -> dict[str, Any]:
     """The arguments by which a driver's `pipe_file` takes content type and metadata.
 
     adlfs writes a metadata of its own, so Azure gets the content type alone.
     """
     texts = {name: quote(value, safe=" !#$&'()*+,/:;=?@[]") for name, value in metadata.items()}
     labels: dict[str, Any] = {}
-    if family == "s3":
+    if kind == "s3":
         labels = {"ContentType": content_type, "Metadata": texts}
-    elif family == "gs":
+    elif kind == "gs":
         labels = {"content_type": content_type, "metadata": texts}
-    elif family == "az" and content_type:
+    elif kind == "az" and content_type:
         settings = pkgutil.resolve_name("azure.storage.blob:ContentSettings")
         labels = {"content_settings": settings(content_type=content_type)}
     return {name: label for name, label in labels.items() if label}

@@ -37,8 +37,9 @@ from pipeline.models import zoo
 from pipeline.models.zoo import ModelSpec
 from pipeline.plan import FORMATS, source_suffix
 from pipeline.records import MESSAGE_LIMIT, Item, Outcome, to_table
-from pipeline.storage import OverLimitError, SourceChangedError, Store, redact
+from pipeline.storage import OverLimitError, SourceChangedError, Store
 from pipeline.turns import Budget, Company
+from pipeline.uris import redact
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

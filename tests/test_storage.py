@@ -33,19 +33,8 @@ from hypothesis import strategies as st
 from servers import ROOT, S3Server, start_rclone
 
 from pipeline.errors import ConfigError
-from pipeline.storage import (
-    OverLimitError,
-    SourceChangedError,
-    Store,
-    StoreError,
-    ThrottledError,
-    absolute,
-    below,
-    is_local,
-    join,
-    redact,
-    scheme,
-)
+from pipeline.storage import OverLimitError, SourceChangedError, Store, StoreError, ThrottledError
+from pipeline.uris import absolute, below, is_local, join, redact, scheme
 
 MIB = 1 << 20
 ODD_KEY = "été 2024/a b/100%&=+,?#[x]*'\"~😀.png"
