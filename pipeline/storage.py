@@ -1,16 +1,7 @@
 """The one door to bytes: read, publish, list, stat, on local disks and object stores.
 
 A URI is a plain path, `file://`, or anything that fsspec has a driver for; `s3://` is the case
-that is tuned. Everything a driver raises comes out as one of these:
-
-    ConfigError              the URI, the options or the installation is wrong
-    OSError
-    ├── FileNotFoundError    no such object, bucket or file
-    ├── PermissionError      refused: rights, or credentials that are missing, wrong or expired
-    └── StoreError           anything else; time may cure it
-        ├── SourceChangedError   the object is no longer the version asked for
-        ├── ThrottledError       the store asks for patience
-        └── OverLimitError       more bytes than the caller will take; time cures nothing
+that is tuned. What is raised is drawn in `store_errors`.
 
 A publish is atomic: nobody ever sees a part of an object. fsspec's files opened for writing are
 not used for it, because leaving their `with` block by an exception publishes what was written so
@@ -22,60 +13,29 @@ import os
 import pkgutil
 import re
 import stat
-import sys
 import threading
-import time
 import uuid
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any, cast
+from typing import Any
 from urllib.parse import quote
 
 import fsspec
 import pyarrow.fs
-from fsspec.asyn import sync
 from fsspec.utils import glob_translate
 
+from pipeline import s3
 from pipeline.errors import ConfigError
+from pipeline.store_errors import StoreError, refuse_over, translating
 from pipeline.uris import absolute, family, is_local, redact, scheme
 
 STAGING = ".staging"
 
 # The extra of this distribution that installs a driver.
 _EXTRA = {"gs": "gcs", "az": "azure"}
-
-# What drivers let through, by name: only what is loaded can raise, and loading it takes a while.
-_CLIENT_ERROR = "botocore.exceptions:ClientError"
-_FAILURES = (
-    _CLIENT_ERROR,
-    "botocore.exceptions:BotoCoreError",
-    "botocore.parsers:ResponseParserError",
-    "aiohttp:ClientError",
-    "gcsfs.retry:HttpError",
-    "google.auth.exceptions:GoogleAuthError",
-    "azure.core.exceptions:AzureError",
-)
-_MISCONFIGURED = (
-    "botocore.exceptions:ProfileNotFound",
-    "botocore.exceptions:ConfigParseError",
-    "botocore.exceptions:ConfigNotFound",
-    "botocore.exceptions:InvalidConfigError",
-    "botocore.exceptions:PartialCredentialsError",
-    "botocore.exceptions:ParamValidationError",
-    "botocore.exceptions:ValidationError",
-)
-_LOCKED_OUT = (
-    "botocore.exceptions:NoCredentialsError",
-    "botocore.exceptions:NoAuthTokenError",
-    "botocore.exceptions:CredentialRetrievalError",
-    "botocore.exceptions:TokenRetrievalError",
-    "botocore.exceptions:SSOError",
-)
-# S3 answers 400, not 403, to credentials that have run out.
-_EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"}
 
 # botocore does the retrying. s3fs would repeat each of its attempts five times more.
 _PATIENCE: dict[str, Any] = {
@@ -86,25 +46,7 @@ _PATIENCE: dict[str, Any] = {
     # rclone sends the whole object's checksum along with a range of it, which then never fits.
     "response_checksum_validation": "when_required",
 }
-_GET_ATTEMPTS = 3
 _STAGED = re.compile(r"[0-9a-f]{32}\.part")
-_ETAG = re.compile(r'"?([0-9a-f]{32}(?:-[0-9]+)?)"?')
-
-
-class StoreError(OSError):
-    """The store or the network failed."""
-
-
-class SourceChangedError(StoreError):
-    """The object is no longer the version asked for."""
-
-
-class ThrottledError(StoreError):
-    """The store is overloaded, or asks for fewer requests."""
-
-
-class OverLimitError(StoreError):
-    """There are more bytes than the caller will take; none of them were read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,12 +123,12 @@ class Store:
             return b""
         if limit is not None and not _is_s3(uri):
             wanted = (self.stat(uri).size or 0) - start if length is None else length
-            _refuse_over(limit, wanted, uri)
-        with _translating(uri):
+            refuse_over(limit, wanted, uri)
+        with translating(uri):
             if is_local(uri):
                 data = _read_local(absolute(uri), start, length)
             elif _is_s3(uri):
-                data = _read_s3(self._filesystem(uri), uri, start, length, version, limit)
+                data = s3.read(self._filesystem(uri), uri, start, length, version, limit)
             else:
                 end = None if length is None else start + length
                 data = self._filesystem(uri).cat_file(uri, start=start or None, end=end)
@@ -203,12 +145,12 @@ class Store:
 
     def stat(self, uri: str) -> Stat:
         """Size, time and version of one file. Raises FileNotFoundError when there is none."""
-        with _translating(uri):
+        with translating(uri):
             if is_local(uri):
                 return _stat_local(absolute(uri))
             fs = self._filesystem(uri)
             if _is_s3(uri):
-                bucket, key = _bucket_and_key(fs, uri)
+                bucket, key = s3.bucket_and_key(fs, uri)
                 head = fs.call_s3("head_object", Bucket=bucket, Key=key)
                 return _stat_remote(uri, {**head, "size": head["ContentLength"]})
             info = fs.info(uri)
@@ -262,11 +204,12 @@ class Store:
     def _walk(self, uri: str, literal: str, *, deep: bool) -> Iterator[Stat]:
         """What begins with `literal`, at least; in one folder unless deep."""
         root, _, prefix = literal.rpartition("/")
-        with _translating(uri):
+        with translating(uri):
             if is_local(uri):
                 yield from _walk_local(root or "/", deep=deep)
             elif _is_s3(uri):
-                yield from _walk_s3(self._filesystem(uri), root, prefix, deep=deep)
+                for found in s3.walk(self._filesystem(uri), root, prefix, deep=deep):
+                    yield _stat_remote(*found)
             else:
                 yield from _walk_fsspec(self._filesystem(uri), root, deep=deep)
 
@@ -284,7 +227,7 @@ class Store:
         is completed at its end and aborted on an error. `content_type` and `metadata` (ASCII;
         other characters are percent-encoded) go along where the store keeps such.
         """
-        with _translating(uri):
+        with translating(uri):
             if is_local(uri):
                 path = absolute(uri)
                 staging = self._staging or os.path.join(os.path.dirname(path), STAGING)
@@ -295,7 +238,7 @@ class Store:
             labels = _labels(family(uri), content_type, metadata or {})
             if _is_s3(uri):
                 labels["chunksize"] = self._part_bytes
-                fs.pipe_file("/".join(_bucket_and_key(fs, uri)), bytes(data), **labels)
+                fs.pipe_file("/".join(s3.bucket_and_key(fs, uri)), bytes(data), **labels)
             else:
                 fs.pipe_file(uri, bytes(data), **labels)
 
@@ -427,7 +370,7 @@ def _connect(name: str, options: Mapping[str, Any], uri: str) -> Any:
     if kind == "s3":
         settings["config_kwargs"] = {**_PATIENCE, **options.get("config_kwargs", {})}
     try:
-        with _translating(uri):
+        with translating(uri):
             fs: Any = driver(**settings)
             if kind == "s3":
                 fs.retries = 1
@@ -440,79 +383,6 @@ def _connect(name: str, options: Mapping[str, Any], uri: str) -> Any:
 
 def _is_s3(uri: str) -> bool:
     return family(uri) == "s3"
-
-
-def _bucket_and_key(fs: Any, uri: str) -> tuple[str, str]:
-    if "?versionId=" in uri:  # s3fs would silently use the key before it
-        raise ConfigError(f"{redact(uri)}: a version belongs into the manifest's version column")
-    bucket, key, _ = fs.split_path(uri)  # knows access point ARNs, which hold slashes
-    if not key:
-        raise FileNotFoundError(errno.ENOENT, "a bucket, not an object in it", redact(uri))
-    return bucket, key
-
-
-def _read_s3(
-    fs: Any, uri: str, start: int, length: int | None, version: str | None, limit: int | None
-) -> bytes:
-    bucket, key = _bucket_and_key(fs, uri)
-    request = {"Bucket": bucket, "Key": key}
-    if start or length is not None:
-        request["Range"] = f"bytes={start}-{'' if length is None else start + length - 1}"
-    asked = _ETAG.fullmatch(version or "")
-    if asked:
-        request["IfMatch"] = f'"{asked[1]}"'
-    data, etag = _get(fs, request, uri, limit)
-    if asked and etag != asked[1]:  # the store ignores If-Match, as rclone does
-        text = f"wanted version {asked[1]}, the store has {etag}"
-        raise SourceChangedError(errno.ESTALE, text, redact(uri))
-    return data
-
-
-def _get(fs: Any, request: Mapping[str, str], uri: str, limit: int | None) -> tuple[bytes, str]:
-    """Body and ETag of one GET. botocore's retries end with the headers: a body that breaks off
-    is asked for again here."""
-    attempt = 1
-    while True:
-        response = fs.call_s3("get_object", **request)
-        if limit is not None and response["ContentLength"] > limit:
-            response["Body"].close()
-            _refuse_over(limit, response["ContentLength"], uri)
-        try:
-            body: Any = sync(fs.loop, _drain, response["Body"])
-            return body, response["ETag"].strip('"')
-        except (OSError, *_loaded(_FAILURES)):
-            if attempt == _GET_ATTEMPTS:
-                raise
-        time.sleep(attempt / 2)
-        attempt += 1
-
-
-def _refuse_over(limit: int, wanted: int, uri: str) -> None:
-    if wanted > limit:
-        raise OverLimitError(errno.EFBIG, f"{wanted:,} bytes, limit {limit:,}", redact(uri))
-
-
-async def _drain(body: Any) -> bytes:
-    try:
-        return await body.read()
-    finally:
-        body.close()
-
-
-def _walk_s3(fs: Any, root: str, prefix: str, *, deep: bool) -> Iterator[Stat]:
-    bucket, folder, _ = fs.split_path(root)
-    base = root[: len(root) - len(folder)].rstrip("/")
-    request = {"Bucket": bucket, "Prefix": f"{folder}/{prefix}".lstrip("/")}
-    if not deep:
-        request["Delimiter"] = "/"
-    while True:
-        page = fs.call_s3("list_objects_v2", **request)
-        for found in page.get("Contents", ()):
-            if not found["Key"].endswith("/"):
-                yield _stat_remote(f"{base}/{found['Key']}", {**found, "size": found["Size"]})
-        if not page.get("IsTruncated"):
-            return
-        request["ContinuationToken"] = page["NextContinuationToken"]
 
 
 def _walk_fsspec(fs: Any, root: str, *, deep: bool) -> Iterator[Stat]:
@@ -552,54 +422,3 @@ def _labels(kind: str, content_type: str | None, metadata: Mapping[str, str]) ->
         settings = pkgutil.resolve_name("azure.storage.blob:ContentSettings")
         labels = {"content_settings": settings(content_type=content_type)}
     return {name: label for name, label in labels.items() if label}
-
-
-# ------------------------------------------------------------------------------------- errors
-
-
-def _loaded(names: Iterable[str]) -> tuple[type[Exception], ...]:
-    """Of these errors, named as `module:name`, those whose module has been imported."""
-    loaded = [name for name in names if name.partition(":")[0] in sys.modules]
-    return tuple(map(pkgutil.resolve_name, loaded))
-
-
-@contextmanager
-def _translating(uri: str) -> Generator[None]:
-    """Turn what the driver of `uri` raises into the errors at the top of this module."""
-    try:
-        yield
-    except (OSError, *_loaded(_FAILURES)) as error:
-        if getattr(error, "filename", None):
-            raise  # the operating system's, or translated already: it names its place
-        raise _translated(redact(uri), error) from error
-
-
-def _translated(place: str, error: Exception) -> Exception:
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    text = redact(" ".join(text.split()))
-    status, code = _status(error)
-    if isinstance(error, _loaded(_MISCONFIGURED)):
-        return ConfigError(f"{place}: {text}")
-    locked_out = isinstance(error, (PermissionError, *_loaded(_LOCKED_OUT)))
-    if locked_out or status in (401, 403) or code in _EXPIRED_CODES:
-        return PermissionError(errno.EACCES, text, place)
-    if isinstance(error, FileNotFoundError) or status == 404:
-        return FileNotFoundError(errno.ENOENT, text, place)
-    if status == 412:
-        return SourceChangedError(errno.ESTALE, text, place)
-    if status in (429, 503):
-        return ThrottledError(errno.EBUSY, text, place)
-    return StoreError(getattr(error, "errno", None) or errno.EIO, text, place)
-
-
-def _status(error: BaseException) -> tuple[int | None, str]:
-    """HTTP status and the store's own code of a driver's error, or of its cause."""
-    for blamed in (error, error.__cause__):
-        if isinstance(blamed, _loaded([_CLIENT_ERROR])):
-            answer = cast(Any, blamed).response
-            status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            return status, str(answer.get("Error", {}).get("Code", ""))
-        for name in ("status_code", "status", "code"):  # Azure, aiohttp, Google
-            if isinstance(status := getattr(blamed, name, None), int):
-                return status, ""
-    return None, ""

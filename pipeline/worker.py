@@ -37,7 +37,8 @@ from pipeline.models import zoo
 from pipeline.models.zoo import ModelSpec
 from pipeline.plan import FORMATS, source_suffix
 from pipeline.records import MESSAGE_LIMIT, Item, Outcome, to_table
-from pipeline.storage import OverLimitError, SourceChangedError, Store
+from pipeline.storage import Store
+from pipeline.store_errors import OverLimitError, SourceChangedError
 from pipeline.turns import Budget, Company
 from pipeline.uris import redact
 

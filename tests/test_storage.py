@@ -33,7 +33,8 @@ from hypothesis import strategies as st
 from servers import ROOT, S3Server, start_rclone
 
 from pipeline.errors import ConfigError
-from pipeline.storage import OverLimitError, SourceChangedError, Store, StoreError, ThrottledError
+from pipeline.storage import Store
+from pipeline.store_errors import OverLimitError, SourceChangedError, StoreError, ThrottledError
 from pipeline.uris import absolute, below, is_local, join, redact, scheme
 
 MIB = 1 << 20
