@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import fsspec
 import pyarrow.fs
@@ -29,6 +29,7 @@ from fsspec.utils import glob_translate
 
 from pipeline import s3
 from pipeline.errors import ConfigError
+from pipeline.s3 import ANYTHING
 from pipeline.store_errors import StoreError, refuse_over, translating
 from pipeline.uris import absolute, family, is_local, redact, scheme
 
@@ -63,6 +64,18 @@ class Stat:
     size: int | None
     mtime: float | None
     version: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What an object says of itself.
+
+    version: the ETag without quotes.
+    metadata: as given to `publish`.
+    """
+
+    version: str
+    metadata: Mapping[str, str]
 
 
 # --------------------------------------------------------------------------------------- Store
@@ -150,8 +163,7 @@ class Store:
                 return _stat_local(absolute(uri))
             fs = self._filesystem(uri)
             if _is_s3(uri):
-                bucket, key = s3.bucket_and_key(fs, uri)
-                head = fs.call_s3("head_object", Bucket=bucket, Key=key)
+                head = s3.head(fs, uri)
                 return _stat_remote(uri, {**head, "size": head["ContentLength"]})
             info = fs.info(uri)
             if info["type"] != "file":
@@ -220,12 +232,16 @@ class Store:
         *,
         content_type: str | None = None,
         metadata: Mapping[str, str] | None = None,
+        replaces: str | None = ANYTHING,
     ) -> None:
-        """Put `data` at `uri`, whole or not at all; replaces what is there.
+        """Put `data` at `uri`, whole or not at all.
 
         Local: staged, flushed to the disk, moved. Stores: one PUT, or a multipart upload that
         is completed at its end and aborted on an error. `content_type` and `metadata` (ASCII;
         other characters are percent-encoded) go along where the store keeps such.
+        replaces: the version that may be replaced, None where there must be none: where S3 has
+        another, ConflictError, and nothing is written. Other stores do not look, nor do those
+        behind S3's interface that ignore conditions: they replace what is there.
         """
         with translating(uri):
             if is_local(uri):
@@ -237,10 +253,24 @@ class Store:
             fs = self._filesystem(uri)
             labels = _labels(family(uri), content_type, metadata or {})
             if _is_s3(uri):
-                labels["chunksize"] = self._part_bytes
-                fs.pipe_file("/".join(s3.bucket_and_key(fs, uri)), bytes(data), **labels)
+                parts = self._part_bytes
+                s3.put(fs, uri, bytes(data), labels, part_bytes=parts, replaces=replaces)
             else:
                 fs.pipe_file(uri, bytes(data), **labels)
+
+    def labels(self, uri: str) -> Labels | None:
+        """What the object at `uri` says of itself.
+
+        None where nothing is there, or where that cannot be known: on local disks and stores other
+        than S3, and where S3 answers 403 for a missing key to those who may not list the bucket.
+        """
+        if not _is_s3(uri):
+            return None
+        with suppress(FileNotFoundError, PermissionError), translating(uri):
+            found = s3.head(self._filesystem(uri), uri)
+            texts = {name: unquote(text) for name, text in found.get("Metadata", {}).items()}
+            return Labels(found["ETag"].strip('"'), texts)
+        return None
 
     def sweep(self) -> int:
         """Remove the staging folders, with what killed publishes left; how many files that was.

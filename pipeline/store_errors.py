@@ -8,6 +8,7 @@ Everything a driver raises comes out as one of these:
     ├── PermissionError      refused: rights, or credentials that are missing, wrong or expired
     └── StoreError           anything else; time may cure it
         ├── SourceChangedError   the object is no longer the version asked for
+        ├── ConflictError        what is at the place is not what was to be replaced
         ├── ThrottledError       the store asks for patience
         └── OverLimitError       more bytes than the caller will take; time cures nothing
 """
@@ -61,6 +62,10 @@ class SourceChangedError(StoreError):
     """The object is no longer the version asked for."""
 
 
+class ConflictError(StoreError):
+    """What is at the place is not what was to be replaced; nothing was written."""
+
+
 class ThrottledError(StoreError):
     """The store is overloaded, or asks for fewer requests."""
 
@@ -95,7 +100,7 @@ def translating(uri: str) -> Generator[None]:
 def _translated(place: str, error: Exception) -> Exception:
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     text = redact(" ".join(text.split()))
-    status, code = _status(error)
+    status, code = status_of(error)
     if isinstance(error, loaded(_MISCONFIGURED)):
         return ConfigError(f"{place}: {text}")
     locked_out = isinstance(error, (PermissionError, *loaded(_LOCKED_OUT)))
@@ -110,7 +115,7 @@ def _translated(place: str, error: Exception) -> Exception:
     return StoreError(getattr(error, "errno", None) or errno.EIO, text, place)
 
 
-def _status(error: BaseException) -> tuple[int | None, str]:
+def status_of(error: BaseException) -> tuple[int | None, str]:
     """HTTP status and the store's own code of a driver's error, or of its cause."""
     for blamed in (error, error.__cause__):
         if isinstance(blamed, loaded([_CLIENT_ERROR])):
