@@ -16,6 +16,7 @@ plan      identity, output keys, collisions, shards, what is left to do
 ledger    the report as a database: commit, latest view, compaction
 flow      one run, from the manifest to the exit code; the only Ray Data wiring
 worker    one actor per device: fetch, decode, upscale, encode, publish, overlapped
+delivery  how a result gets to its place
 attempts  how often an item took its worker down
 images    codecs
 engine    exact execution of a generator on images of any size

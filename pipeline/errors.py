@@ -120,6 +120,9 @@ CODES: dict[str, Code] = {
     "non_finite": Code("upscale", False, "the network yields NaN or infinity even in fp32"),
     "encode_failed": Code("encode", False, "the encoder refused the result"),
     "encode_memory": Code("encode", True, "the node ran out of memory"),
+    # Cured outside, without the source changing, as rights are.
+    "output_exists": Code("publish", True, "an object that is no result of ours is in the way"),
+    "output_changed": Code("publish", True, "another run wrote the result's place meanwhile"),
     "publish_denied": Code("publish", True, "the store refused to take the result"),
     "publish_failed": Code("publish", True, "the network or the store failed"),
     "worker_crash": Code("upscale", True, "its worker died each time it was in work"),

@@ -126,3 +126,8 @@ def status_of(error: BaseException) -> tuple[int | None, str]:
             if isinstance(status := getattr(blamed, name, None), int):
                 return status, ""
     return None, ""
+
+
+def said(error: Exception) -> str:
+    """Kind and words of an error, for a report's row."""
+    return f"{type(error).__name__}: {error}"

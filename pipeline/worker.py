@@ -22,23 +22,23 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from pipeline.config import Encode, Limits
+from pipeline.delivery import Delivery
 from pipeline.errors import (
     ConfigError,
     FetchError,
     ItemError,
-    PublishError,
     TooLargeError,
     WorkerCrashError,
 )
 from pipeline.images.decode import decode, probe
-from pipeline.images.encode import CONTENT_TYPES, check_size, encode
+from pipeline.images.encode import check_size, encode
 from pipeline.images.image import Facts, Image, Pixels, eight_bit
 from pipeline.models import zoo
 from pipeline.models.zoo import ModelSpec
 from pipeline.plan import FORMATS, source_suffix
 from pipeline.records import MESSAGE_LIMIT, Item, Outcome, to_table
 from pipeline.storage import Store
-from pipeline.store_errors import OverLimitError, SourceChangedError
+from pipeline.store_errors import OverLimitError, SourceChangedError, said
 from pipeline.turns import Budget, Company
 from pipeline.uris import redact
 
@@ -104,6 +104,7 @@ class Worker:
         self._codecs = threading.Semaphore(max(1, cores // job.workers_on_node))
         self._memory = Budget(job.in_flight_bytes)
         self._company = Company()
+        self._delivery = Delivery(job.output, job.recipe)
         self._name = f"{socket.gethostname()}:{os.getpid()}"
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -152,9 +153,14 @@ class Worker:
             # Fetched files are not in the budget: as many wait for memory as may be fetched.
             with self._fetches:
                 self._attempts.begin(item.item_id)  # before its first byte, and no sooner
+                there = self._delivery.there(item)
                 with log.timed("fetch"):
                     data = self._fetch(item, log)
-                held.enter_context(self._memory.held(self._admit(data, item, log)))
+                facts, amount = self._admit(data, item, log)
+                held.enter_context(self._memory.held(amount))
+            if self._delivery.is_made(item, there):
+                self._adopt(item, facts, log)
+                return
             with self._codecs, log.timed("decode"):
                 image = decode(data, max_pixels=self._job.limits.max_input_pixels)
             del data
@@ -169,8 +175,22 @@ class Worker:
                 file = self._encode(upscaled.pixels, image, item, log)
             del upscaled
             with log.timed("publish"):
-                self._publish(item, file, log)
+                file, warnings = self._delivery.publish(item, file, there)
+            log.note(*warnings)
             log.made(file, item, width, height, scale=width / image.width)
+
+    def _adopt(self, item: Item, facts: Facts, log: "_Log") -> None:
+        """The row of a result that an earlier attempt published and did not live to report.
+
+        Its bytes are read, so that the row says of them what it says of others.
+        """
+        with log.timed("publish"):
+            file = self._delivery.read_back(item)
+        turned = facts.orientation >= 5  # EXIF's orientations that swap width and height
+        before = (facts.height, facts.width) if turned else (facts.width, facts.height)
+        width, height = self._final_size(*before)
+        log.note("adopted")
+        log.made(file, item, width, height, scale=width / before[0])
 
     def _fetch(self, item: Item, log: "_Log") -> bytes:
         limit = self._job.limits.max_source_bytes
@@ -183,18 +203,18 @@ class Worker:
                 limit=limit,
             )
         except OverLimitError as error:
-            message = f"{_said(error)} (limits.max_source_bytes)"
+            message = f"{said(error)} (limits.max_source_bytes)"
             raise TooLargeError("source_too_large", message) from error
         except FileNotFoundError as error:
-            raise FetchError("not_found", _said(error)) from error
+            raise FetchError("not_found", said(error)) from error
         except PermissionError as error:
-            raise FetchError("access_denied", _said(error)) from error
+            raise FetchError("access_denied", said(error)) from error
         except SourceChangedError as error:
-            raise FetchError("source_changed", _said(error)) from error
+            raise FetchError("source_changed", said(error)) from error
         except OSError as error:
-            raise FetchError("fetch_failed", _said(error)) from error
+            raise FetchError("fetch_failed", said(error)) from error
         except (ConfigError, ValueError) as error:  # a bucket with a space, a NUL in a path
-            raise FetchError("bad_uri", _said(error)) from error
+            raise FetchError("bad_uri", said(error)) from error
         log.fetched(data)
         self._check_source(item, data, log)
         return data
@@ -212,8 +232,8 @@ class Worker:
                 "source_changed", f"sha256 {found}, the manifest says {item.sha256} (sha256)"
             )
 
-    def _admit(self, data: bytes, item: Item, log: "_Log") -> int:
-        """The bytes that a picture will hold, by its header. Raises ItemError if it is refused."""
+    def _admit(self, data: bytes, item: Item, log: "_Log") -> tuple[Facts, int]:
+        """The header, and the bytes that the picture will hold. Raises ItemError."""
         limits = self._job.limits
         facts = probe(data, max_pixels=limits.max_input_pixels)
         log.saw(facts, item)
@@ -222,7 +242,7 @@ class Worker:
         # The file; the samples as decoded and as the network takes them; those of the result, and
         # what an encoder makes of them.
         pixels = 2 * facts.width * facts.height + 2 * width * height
-        return len(data) + facts.channels * pixels
+        return facts, len(data) + facts.channels * pixels
 
     def _final_size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height of the result, rounded to whole pixels, at least one each."""
@@ -241,20 +261,6 @@ class Worker:
         )
         log.note(*warnings)
         return file
-
-    def _publish(self, item: Item, file: bytes, log: "_Log") -> None:
-        labels = {"remaster-item": item.item_id, "remaster-recipe": self._job.recipe}
-        try:
-            self._job.output.publish(
-                item.output_uri,
-                file,
-                content_type=CONTENT_TYPES[item.output_format],
-                metadata=labels,
-            )
-        except PermissionError as error:
-            raise PublishError("publish_denied", _said(error)) from error
-        except OSError as error:
-            raise PublishError("publish_failed", _said(error)) from error
 
     def _blank(self, item: Item) -> Outcome:
         """The row of an item of which nothing is known yet but who has it."""
@@ -343,7 +349,3 @@ class _Log:
             error_message=redact(str(error))[:MESSAGE_LIMIT],
             finished_at=datetime.now(UTC),
         )
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
