@@ -7,6 +7,7 @@ import posixpath
 import string
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast
 
@@ -60,10 +61,13 @@ class Manifest:
     """The folder of a scan: keys are relative to it. None for a table."""
 
 
-def read(config: Asked, store: Store, *, key: str = "manifest") -> Manifest:
+def read(
+    config: Asked, store: Store, *, key: str = "manifest", sources: Store | None = None
+) -> Manifest:
     """The manifest that the configuration names.
 
-    key: what a person calls `config.manifest`, for messages.
+    key: what a person calls `config.manifest`, for messages. sources: the store through which the
+    sources are asked for, which may refuse some; default the manifest's.
     Raises ConfigError when there is nothing, or nothing that can be read as a manifest.
     """
     uri = uris.absolute(config.manifest)
@@ -82,15 +86,16 @@ def read(config: Asked, store: Store, *, key: str = "manifest") -> Manifest:
             f"the manifest {uri} holds no images: {found.ignored} other files; "
             f"images end in {', '.join(config.scan.suffixes)} (scan.suffixes)"
         )
-    _connect_all(found.sources, store)
-    return _probed(found, store) if config.probe else found
+    _connect_all(found.sources, sources or store)
+    return _probed(found, sources or store) if config.probe else found
 
 
 def _connect_all(sources: pa.Table, store: Store) -> None:
     """Raises ConfigError for a source that no installed driver can read, before anything starts."""
     places = cast(list[str], sources["uri"].to_pylist())
     for uri in {uris.scheme(uri): uri for uri in places}.values():
-        store.connect(uri)
+        with suppress(PermissionError):  # refused, which the plan will say
+            store.connect(uri)
 
 
 def _scan(files: Sequence[Stat], root: str, config: Asked) -> Manifest:

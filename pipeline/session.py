@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from pipeline import __version__, storage, uris
 from pipeline import config as configuration
-from pipeline.config import Device, Precision, Side, UpscaleConfig
+from pipeline.config import Device, Precision, Side, SourceSide, UpscaleConfig
 from pipeline.ledger import Ledger
 from pipeline.models import zoo
 from pipeline.models.zoo import ModelSpec
@@ -71,7 +71,7 @@ class Session:
             config=config,
             run_id=run_id,
             output=output,
-            source_store=_store(sides.source),
+            source_store=source_store(sides.source),
             output_store=_staged(sides.output, output, run_id),
             report_store=report_store,
             model_store=model_store,
@@ -88,6 +88,19 @@ class Session:
                 stated=dict(model.stated),
             ),
         )
+
+    def row(self) -> dict[str, Any]:
+        """What is the same in all rows of the run's report."""
+        return {
+            "model": self.model.name,
+            "model_sha256": self.model.sha256,
+            "model_licence": self.model.licence,
+            "recipe": self.digest,
+            "precision": self.precision,
+            "device": self.device,
+            "run_id": self.run_id,
+            "last_run_id": self.run_id,
+        }
 
     def line(self) -> str:
         """For example `model realesr-animevideov3 (anime video, fast), fp32 on cpu`."""
@@ -174,6 +187,12 @@ def auto_precision(device: str) -> Precision:
     words = set(facts.read_text().split()) if facts.exists() else set[str]()
     fast = "amx_bf16" in words or {"avx512_bf16", "AuthenticAMD"} <= words
     return "bf16" if fast else "fp32"
+
+
+def source_store(side: SourceSide) -> Store:
+    """What sources are read through: it refuses what a manifest may not ask for."""
+    public_only = "private" not in side.allow
+    return Store(side.fsspec_options(), only=side.families, public_only=public_only)
 
 
 def _store(side: Side) -> Store:

@@ -27,7 +27,7 @@ import fsspec
 import pyarrow.fs
 from fsspec.utils import glob_translate
 
-from pipeline import s3
+from pipeline import s3, web
 from pipeline.errors import ConfigError
 from pipeline.s3 import ANYTHING
 from pipeline.store_errors import StoreError, refuse_over, translating
@@ -93,6 +93,8 @@ class Store:
         *,
         staging: str | None = None,
         part_bytes: int = 16 << 20,
+        only: frozenset[str] | None = None,
+        public_only: bool = False,
     ) -> None:
         """options: fsspec options for this side's object store; local paths ignore them.
 
@@ -100,16 +102,27 @@ class Store:
         the same file system as that. Default: `.staging` beside each file.
         part_bytes: size of a part of a multipart upload, which S3 objects of two and more parts
         are; 5 MiB to 5 GiB by S3's rules.
+        only: families of drivers, as `uris.family` names them, that URIs may ask for beside local
+        files; others are answered with PermissionError. Default: all.
+        public_only: web servers with private, loopback or link-local addresses are too.
         """
         self._options = dict(options or {})
         self._staging = None if staging is None else absolute(staging)
         self._staged_in = set[str]()
         self._part_bytes = part_bytes
+        self._only = only
+        self._public_only = public_only
         self._filesystems: dict[str, Any] = {}
         self._connecting = threading.Lock()
 
     def __reduce__(self) -> tuple[Callable[..., "Store"], tuple[Mapping[str, Any]]]:
-        rebuild = partial(Store, staging=self._staging, part_bytes=self._part_bytes)
+        rebuild = partial(
+            Store,
+            staging=self._staging,
+            part_bytes=self._part_bytes,
+            only=self._only,
+            public_only=self._public_only,
+        )
         return rebuild, (self._options,)
 
     def read(
@@ -134,7 +147,7 @@ class Store:
             raise ValueError(f"offset {offset} and length {length} must not be negative")
         if length == 0:
             return b""
-        if limit is not None and not _is_s3(uri):
+        if limit is not None and family(uri) not in ("s3", "http"):
             wanted = (self.stat(uri).size or 0) - start if length is None else length
             refuse_over(limit, wanted, uri)
         with translating(uri):
@@ -142,6 +155,8 @@ class Store:
                 data = _read_local(absolute(uri), start, length)
             elif _is_s3(uri):
                 data = s3.read(self._filesystem(uri), uri, start, length, version, limit)
+            elif family(uri) == "http":
+                data = web.read(self._filesystem(uri), uri, start, length, limit)
             else:
                 end = None if length is None else start + length
                 data = self._filesystem(uri).cat_file(uri, start=start or None, end=end)
@@ -152,7 +167,8 @@ class Store:
         return data
 
     def connect(self, uri: str) -> None:
-        """Raises ConfigError when there is no driver for the URI, or it refuses its options."""
+        """Raises ConfigError when there is no driver for the URI, or it refuses its options;
+        PermissionError for a family that is not wanted."""
         if not is_local(uri):
             self._filesystem(uri)
 
@@ -303,10 +319,16 @@ class Store:
         return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)), fs._strip_protocol(uri)
 
     def _filesystem(self, uri: str) -> Any:
-        name = scheme(uri)
+        name, kind = scheme(uri), family(uri)
+        if self._only is not None and kind not in self._only:
+            text = f"no {kind} wanted here ({kind} in storage.source.allow)"
+            raise PermissionError(errno.EACCES, text, redact(uri))
+        options = self._options
+        if kind == "http":
+            options = web.driver_options(options, public_only=self._public_only)
         with self._connecting:
             if name not in self._filesystems:
-                self._filesystems[name] = _connect(name, self._options, uri)
+                self._filesystems[name] = _connect(name, options, uri)
             return self._filesystems[name]
 
 

@@ -104,6 +104,7 @@ def _translated(place: str, error: Exception) -> Exception:
     if isinstance(error, loaded(_MISCONFIGURED)):
         return ConfigError(f"{place}: {text}")
     locked_out = isinstance(error, (PermissionError, *loaded(_LOCKED_OUT)))
+    locked_out |= getattr(error, "errno", None) == errno.EACCES  # aiohttp's, about a socket
     if locked_out or status in (401, 403) or code in _EXPIRED_CODES:
         return PermissionError(errno.EACCES, text, place)
     if isinstance(error, FileNotFoundError) or status == 404:

@@ -13,6 +13,9 @@ from pipeline.errors import ConfigError
 # Schemes that name the same driver.
 _FAMILY = {"local": "file", "s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az", "https": "http"}
 
+OBJECT_STORES = frozenset({"s3", "gs", "az"})
+"""Families of stores that answer only to credentials of their own."""
+
 
 def scheme(uri: str) -> str:
     """The URI's scheme; "file" for `file://` and plain paths.

@@ -750,6 +750,66 @@ def test_a_failed_multipart_upload_is_aborted() -> None:
     assert "PUT " not in seen
 
 
+# ----------------------------------------------------------------------------------- web servers
+
+
+@contextmanager
+def _web(respond: Respond) -> Iterator[str]:
+    with _answering(respond) as options:
+        yield options["endpoint_url"]
+
+
+def test_web_servers_are_read_whole_and_in_ranges() -> None:
+    def respond(method: str, path: str, headers: Message) -> Answer:
+        if path == "/none":
+            return Answer(404)
+        if headers.get("Range") == "bytes=2-3" and path == "/ranges":
+            return Answer(206, b"23")
+        return Answer(200, b"0123456789")
+
+    # What a side says of its S3 store says nothing of web servers.
+    store = Store({"endpoint_url": "http://s3", "client_kwargs": {"region_name": "here"}})
+    with _web(respond) as web:
+        assert store.read(f"{web}/file") == b"0123456789"
+        assert store.read(f"{web}/ranges", offset=2, length=2) == b"23"
+        with pytest.raises(StoreError, match="no ranges"):
+            store.read(f"{web}/file", offset=2, length=2)
+        with pytest.raises(FileNotFoundError):
+            store.read(f"{web}/none")
+        with pytest.raises(OverLimitError, match="10 bytes, limit 9"):
+            store.read(f"{web}/file", limit=9)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "0.0.0.0"])
+def test_addresses_inside_the_network_are_refused(host: str) -> None:
+    """Where the socket is made: so after names are resolved, and for redirects too."""
+    asked: list[str] = []
+
+    def respond(method: str, path: str, headers: Message) -> Answer:
+        asked.append(method)
+        return Answer(200, b"secret")
+
+    with _web(respond) as web:
+        port = web.rpartition(":")[2]
+        store = pickle.loads(pickle.dumps(Store(public_only=True)))
+        with pytest.raises(PermissionError, match=r"no public address \(private in"):
+            store.read(f"http://{host}:{port}/file")
+    assert asked == []
+
+
+@pytest.mark.parametrize("host", ["169.254.169.254", "10.0.0.1", "[fe80::1]", "[fd00::1]"])
+def test_addresses_of_others_inside_the_network_are_refused(host: str) -> None:
+    with pytest.raises(PermissionError, match="no public address"):
+        Store(public_only=True).read(f"http://{host}/latest/meta-data")
+
+
+def test_families_that_are_not_wanted_are_not_connected() -> None:
+    store = Store(only=frozenset({"s3"}))
+    for ask in (store.read, store.exists, store.connect):
+        with pytest.raises(PermissionError, match=r"http in storage\.source\.allow"):
+            ask("https://host/file")
+
+
 # ---------------------------------------------------------------------- configuration and URIs
 
 
