@@ -10,9 +10,10 @@ config    what that is for upscaling; the recipe of a result and its digest
 records   the rows: Source -> Item -> Outcome, and the report's Arrow schema
 errors    the error tree and the table of codes
 uris      which driver and which place a URI means
-storage   the one door to bytes
+storage   the one door to bytes; s3 and web know their own, store_errors what goes wrong
 manifest  what there is to do
 plan      identity, output keys, collisions, shards, what is left to do
+admission which items the plan refuses one by one, and their rows
 ledger    the report as a database: commit, latest view, compaction
 flow      one run, from the manifest to the exit code; the only Ray Data wiring
 worker    one actor per device: fetch, decode, upscale, encode, publish, overlapped

@@ -35,7 +35,7 @@ from pipeline.images.encode import check_size, encode
 from pipeline.images.image import Facts, Image, Pixels, eight_bit
 from pipeline.models import zoo
 from pipeline.models.zoo import ModelSpec
-from pipeline.plan import FORMATS, source_suffix
+from pipeline.plan import FORMATS, final_size, source_suffix
 from pipeline.records import MESSAGE_LIMIT, Item, Outcome, to_table
 from pipeline.storage import Store
 from pipeline.store_errors import OverLimitError, SourceChangedError, said
@@ -245,11 +245,8 @@ class Worker:
         return facts, len(data) + facts.channels * pixels
 
     def _final_size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height of the result, rounded to whole pixels, at least one each."""
         factor = self._job.scale or self._scale
-        if self._job.long_side is not None:
-            factor = self._job.long_side / max(width, height)
-        return max(1, round(width * factor)), max(1, round(height * factor))
+        return final_size(width, height, factor=factor, long_side=self._job.long_side)
 
     def _encode(self, pixels: Pixels, image: Image, item: Item, log: "_Log") -> bytes:
         factor = pixels.shape[1] / image.width
