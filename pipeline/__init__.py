@@ -9,12 +9,15 @@ settings  how what a person may set is read: flags over YAML over defaults
 config    what that is for upscaling; the recipe of a result and its digest
 records   the rows: Source -> Item -> Outcome, and the report's Arrow schema
 errors    the error tree and the table of codes
-storage   the one door to bytes
+uris      which driver and which place a URI means
+storage   the one door to bytes; s3 and web know their own, store_errors what goes wrong
 manifest  what there is to do
 plan      identity, output keys, collisions, shards, what is left to do
+admission which items the plan refuses one by one, and their rows
 ledger    the report as a database: commit, latest view, compaction
 flow      one run, from the manifest to the exit code; the only Ray Data wiring
 worker    one actor per device: fetch, decode, upscale, encode, publish, overlapped
+delivery  how a result gets to its place
 attempts  how often an item took its worker down
 images    pictures in and out, with all they say: the only place that knows codecs
 engine    exact execution of a generator on images of any size

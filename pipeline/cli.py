@@ -14,7 +14,8 @@ from pathlib import Path
 from pipeline.config import UpscaleConfig
 from pipeline.errors import ConfigError, FatalError
 from pipeline.report.summary import CRASHED, DONE, STOPPED, USAGE
-from pipeline.storage import Store, redact
+from pipeline.storage import Store
+from pipeline.uris import redact
 
 
 def upscale(arguments: Sequence[str]) -> int:

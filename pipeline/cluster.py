@@ -96,6 +96,16 @@ def connect() -> Cluster:
     return _survey(local=False)
 
 
+def is_one_machine() -> bool:
+    """Whether every worker sees this machine's files. Joins the cluster that is named, if any."""
+    if not ray.is_initialized() and _named_address() is None:
+        return True
+    cluster = connect()
+    alive = [node for node in cast(list[dict[str, Any]], ray.nodes()) if node["Alive"]]
+    # A head that computes nothing is waiting for nodes that do.
+    return len(alive) == len(cluster.nodes) == 1
+
+
 def actor_here(kind: type) -> Any:
     """The handle of an actor without CPUs on the driver's node, which dies with it."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline import uris
+from pipeline.errors import ConfigError
 from pipeline.settings import CommandConfig, Section
 
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -197,6 +199,43 @@ class StorageSection(Section):
     models: Side = Side()
 
 
+class SourceSide(Side):
+    """The side of the sources: as the others, and what else a manifest may ask for."""
+
+    allow: tuple[str, ...] = Field(
+        default=(),
+        description="sources beside S3, GCS and Azure: http (http and https), private (web servers "
+        "inside this network), file (local files on a cluster, read by each node), sftp and so on",
+    )
+
+    @field_validator("allow", mode="after")
+    @classmethod
+    def _known(cls, allow: tuple[str, ...]) -> tuple[str, ...]:
+        for name in allow:
+            try:
+                named = name in ("file", "private") or uris.scheme(f"{name}://host/path")
+            except ConfigError:
+                named = False
+            if not named:
+                raise ValueError(f"no driver knows the scheme {name!r}")
+        return allow
+
+    @property
+    def families(self) -> frozenset[str]:
+        """Of drivers that sources may ask for, local files aside."""
+        named = set(self.allow) - {"file", "private"}
+        return uris.OBJECT_STORES | {uris.family(f"{name}://host/path") for name in named}
+
+
+class UpscaleStorage(Section):
+    """The four sides of the storage."""
+
+    source: SourceSide = SourceSide()
+    output: Side = Side()
+    report: Side | None = Field(default=None, description="default as storage.output")
+    models: Side = Side()
+
+
 class UpscaleConfig(CommandConfig):
     """Upscale every picture of a manifest with a Real-ESRGAN generator."""
 
@@ -265,7 +304,7 @@ class UpscaleConfig(CommandConfig):
     policy: Policy = Policy()
     report: ReportSection = ReportSection()
     scan: Scan = Scan()
-    storage: StorageSection = StorageSection()
+    storage: UpscaleStorage = UpscaleStorage()
 
     @field_validator("carry", mode="before")
     @classmethod

@@ -3,6 +3,7 @@
     PipelineError
     ├── ConfigError           the person who started the run: nothing was started (exit code 2)
     ├── ItemError             one input: becomes its report row, the run goes on
+    │   ├── RefusedError          the manifest's author: a row that the plan does not admit
     │   ├── FetchError            the store or the network
     │   ├── DecodeError           the file's owner: the file is broken
     │   ├── TooLargeError         the operator: a limit of ours, raised or kept
@@ -19,7 +20,7 @@ Only an `ItemError` becomes a report row; everything else stops the run.
 from dataclasses import dataclass
 from typing import Literal
 
-Stage = Literal["fetch", "decode", "upscale", "encode", "publish"]
+Stage = Literal["plan", "fetch", "decode", "upscale", "encode", "publish"]
 
 
 class PipelineError(Exception):
@@ -56,6 +57,10 @@ class ItemError(PipelineError):
     def transient(self) -> bool:
         """Whether the same input may succeed another night, without anyone changing it."""
         return CODES[self.code].transient
+
+
+class RefusedError(ItemError):
+    """The plan does not admit the row; nothing of it was fetched."""
 
 
 class FetchError(ItemError):
@@ -100,6 +105,8 @@ class Code:
 
 
 CODES: dict[str, Code] = {
+    "bad_key": Code("plan", False, "no place below the output that stores could have"),
+    "source_refused": Code("plan", False, "a kind of place that storage.source.allow lacks"),
     "not_found": Code("fetch", False, "no such object or file"),
     # Rights and expired credentials are mended outside, without the source changing.
     "access_denied": Code("fetch", True, "the store refused to hand out the source"),
@@ -128,6 +135,9 @@ CODES: dict[str, Code] = {
     "non_finite": Code("upscale", False, "the network yields NaN or infinity even in fp32"),
     "encode_failed": Code("encode", False, "the encoder refused the result"),
     "encode_memory": Code("encode", True, "the node ran out of memory"),
+    # Cured outside, without the source changing, as rights are.
+    "output_exists": Code("publish", True, "an object that is no result of ours is in the way"),
+    "output_changed": Code("publish", True, "another run wrote the result's place meanwhile"),
     "publish_denied": Code("publish", True, "the store refused to take the result"),
     "publish_failed": Code("publish", True, "the network or the store failed"),
     "worker_crash": Code("upscale", True, "its worker died each time it was in work"),

@@ -5,9 +5,11 @@ import logging
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, cast
 
 import pyarrow as pa
@@ -16,9 +18,9 @@ import pyarrow.parquet
 import ray
 from ray.exceptions import RayError
 
-from pipeline import manifest, plan, storage
+from pipeline import admission, manifest, plan, uris
 from pipeline.attempts import AttemptLedger
-from pipeline.cluster import Fleet, actor_here, connect, fleet
+from pipeline.cluster import Fleet, actor_here, connect, fleet, is_one_machine
 from pipeline.config import UpscaleConfig
 from pipeline.errors import ConfigError, FatalError
 from pipeline.ledger import Recorder
@@ -28,7 +30,7 @@ from pipeline.records import ITEM_SCHEMA, OUTCOME_SCHEMA
 from pipeline.report import summary
 from pipeline.report.progress import Progress
 from pipeline.report.summary import Summary, Tally
-from pipeline.session import Session
+from pipeline.session import Session, source_store
 from pipeline.storage import Store
 from pipeline.worker import Job, Worker
 
@@ -47,13 +49,18 @@ class Work:
     items: int
     sampled: int
     left: plan.Remaining
+    todo: pa.Table
+    """Of what is left, the items for workers."""
+    refused: pa.Table
+    """Of what is left, the rows of items that the plan refuses: OUTCOME_SCHEMA."""
     versioned: bool
 
     def line(self) -> str:
         """For example `plan: 200 sources: 196 to do, 4 done before`."""
         left = self.left
         counts = {
-            "to do": left.todo.num_rows,
+            "to do": self.todo.num_rows,
+            self._refusals(): self.refused.num_rows,
             "done before": left.done,
             "failed before and not tried again (retry_failed)": left.failed,
             "beyond the limit": left.left_out,
@@ -66,6 +73,10 @@ class Work:
         if not self.versioned:
             said.append("no versions or sizes, so a changed source goes unseen (probe)")
         return f"plan: {self.sources} sources: {', '.join(said)}"
+
+    def _refusals(self) -> str:
+        codes = Counter(cast(list[str], self.refused["error_code"].to_pylist()))
+        return f"refused ({', '.join(f'{n} x {code}' for code, n in codes.most_common())})"
 
 
 @dataclass(slots=True)
@@ -85,17 +96,19 @@ def run(config: UpscaleConfig) -> int:
     """
     started = time.monotonic()
     try:
-        found = manifest.read(config, Store(config.storage.source.fsspec_options()))
+        source = config.storage.source
+        store = Store(source.fsspec_options())
+        found = manifest.read(config, store, sources=source_store(source))
         session = Session.settle(config, lambda: connect().device)
         work = _plan(session, found)
         print(work.line(), session.line(), sep="\n", flush=True)
         if config.dry_run:
             return summary.DONE
-        crew = _muster(session, work.left.todo.num_rows) if work.left.todo.num_rows else None
+        crew = _muster(session, work.todo.num_rows) if work.todo.num_rows else None
         session.open_report()
     except OSError as error:  # a store that does not answer, or not to us
         raise ConfigError(str(error)) from error
-    result = _carry_out(session, work.left.todo, crew) if crew else Result()
+    result = _carry_out(session, work, crew) if work.left.todo.num_rows else Result()
     made = _summarise(session, work, result, crew, time.monotonic() - started)
     session.close_report(made.to_json(), seconds_per_item=result.tally.seconds_per_item)
     print("\n".join([*made.lines(), f"results {session.output}", f"report {session.ledger.uri}"]))
@@ -109,7 +122,9 @@ def _plan(session: Session, found: Manifest) -> Work:
     view = session.ledger.latest()
     items = plan.identify(found.sources, output=session.output, format=config.format)
     earlier = view.select(["key", "output_uri"])
-    plan.refuse(items, earlier, output=session.output, report=session.ledger.uri)
+    refused = admission.refusals(items, _rules(session, items))
+    admitted = _without(items, set(refused))
+    plan.refuse(admitted, earlier, output=session.output, report=session.ledger.uri)
     chosen = plan.choose(items, config.sample)
     left = plan.remaining(
         chosen,
@@ -118,12 +133,28 @@ def _plan(session: Session, found: Manifest) -> Work:
         on_change=config.on_change,
         retry_failed=config.retry_failed,
         limit=config.limit,
+        refused=refused,
         difference=session.difference,
     )
     seen = [found.sources[name].null_count for name in ("version", "size")]
     versioned = min(seen) < found.sources.num_rows
     counts = (found.sources.num_rows, found.ignored, items.num_rows, chosen.num_rows)
-    return Work(*counts, left, versioned)
+    rows = admission.rows(left.todo, refused, session.row())
+    return Work(*counts, left, _without(left.todo, set(refused)), rows, versioned)
+
+
+def _rules(session: Session, items: pa.Table) -> admission.Rules:
+    config, families = session.config, session.config.storage.source.families
+    files = any(uris.is_local(uri) for uri in cast(list[str], items["uri"].to_pylist()))
+    if "file" in config.storage.source.allow or (files and is_one_machine()):
+        families |= {"file"}
+    return admission.Rules(
+        output=session.output,
+        families=families,
+        factor=config.scale or session.model.scale,
+        long_side=config.long_side,
+        limits=config.limits,
+    )
 
 
 def _muster(session: Session, items: int) -> Fleet:
@@ -133,16 +164,18 @@ def _muster(session: Session, items: int) -> Fleet:
     return fleet(connect(), session.config.workers, device=session.device, items=items)
 
 
-def _carry_out(session: Session, todo: pa.Table, crew: Fleet) -> Result:
-    """Everything that needs workers. Commits outcomes as they arrive."""
-    result = Result(workers=crew.count)
-    print(f"starting {crew.count} workers", file=sys.stderr, flush=True)
-    progress = Progress(todo.num_rows, result.tally)
+def _carry_out(session: Session, work: Work, crew: Fleet | None) -> Result:
+    """Everything that makes rows. Commits outcomes as they arrive; the refused ones are there."""
+    result = Result(workers=crew.count if crew else 0)
+    print(f"starting {result.workers} workers", file=sys.stderr, flush=True)
+    progress = Progress(work.left.todo.num_rows, result.tally)
     every_s = session.config.report.commit_s
     recorder = Recorder(session.ledger, session.run_id, every_s=every_s, tick=progress.tick)
     try:
         with recorder, _stoppable() as stop:
-            for outcomes in _rounds(session, todo, crew):
+            made = _rounds(session, work.todo, crew) if crew else ()
+            refused = [work.refused] if work.refused.num_rows else []
+            for outcomes in chain(refused, made):
                 with stop.held_off():
                     result.tally.add(outcomes)
                     recorder.add(outcomes)
@@ -307,7 +340,7 @@ def _write_shard(session: Session, name: str, shard: pa.Table) -> str:
     pyarrow.parquet.write_table(shard, file, compression="zstd")
     relative = session.of_run(f"shards/{name}.parquet")
     session.ledger.write(relative, file.getvalue(), "application/vnd.apache.parquet")
-    return storage.join(session.ledger.uri, relative)
+    return uris.join(session.ledger.uri, relative)
 
 
 def _extras(shard: pa.Table) -> dict[str, str]:
@@ -327,6 +360,8 @@ def _with_extras(outcomes: pa.Table, extras: Mapping[str, str]) -> pa.Table:
 
 
 def _without(table: pa.Table, item_ids: set[str]) -> pa.Table:
+    if not item_ids:
+        return table
     kept = [item_id not in item_ids for item_id in table["item_id"].to_pylist()]
     return table.filter(pa.array(kept, pa.bool_()))
 

@@ -26,7 +26,8 @@ import pyarrow.parquet
 
 from pipeline.errors import ConfigError, FatalError
 from pipeline.records import OUTCOME_SCHEMA
-from pipeline.storage import Store, join
+from pipeline.storage import Store
+from pipeline.uris import join
 
 pc: Any = pyarrow.compute  # its functions are made at run time, no checker knows them
 

@@ -7,6 +7,7 @@ import posixpath
 import string
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast
 
@@ -16,7 +17,7 @@ import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet
 
-from pipeline import storage
+from pipeline import uris
 from pipeline.config import Scan
 from pipeline.errors import ConfigError
 from pipeline.records import EXTRA_LIMIT, SOURCE_SCHEMA
@@ -60,13 +61,16 @@ class Manifest:
     """The folder of a scan: keys are relative to it. None for a table."""
 
 
-def read(config: Asked, store: Store, *, key: str = "manifest") -> Manifest:
+def read(
+    config: Asked, store: Store, *, key: str = "manifest", sources: Store | None = None
+) -> Manifest:
     """The manifest that the configuration names.
 
-    key: what a person calls `config.manifest`, for messages.
+    key: what a person calls `config.manifest`, for messages. sources: the store through which the
+    sources are asked for, which may refuse some; default the manifest's.
     Raises ConfigError when there is nothing, or nothing that can be read as a manifest.
     """
-    uri = storage.absolute(config.manifest)
+    uri = uris.absolute(config.manifest)
     files = list(store.list(uri))
     if not files:
         raise ConfigError(f"there is no file at the manifest {uri} ({key})")
@@ -82,20 +86,21 @@ def read(config: Asked, store: Store, *, key: str = "manifest") -> Manifest:
             f"the manifest {uri} holds no images: {found.ignored} other files; "
             f"images end in {', '.join(config.scan.suffixes)} (scan.suffixes)"
         )
-    _connect_all(found.sources, store)
-    return _probed(found, store) if config.probe else found
+    _connect_all(found.sources, sources or store)
+    return _probed(found, sources or store) if config.probe else found
 
 
 def _connect_all(sources: pa.Table, store: Store) -> None:
     """Raises ConfigError for a source that no installed driver can read, before anything starts."""
-    uris = cast(list[str], sources["uri"].to_pylist())
-    for uri in {storage.scheme(uri): uri for uri in uris}.values():
-        store.connect(uri)
+    places = cast(list[str], sources["uri"].to_pylist())
+    for uri in {uris.scheme(uri): uri for uri in places}.values():
+        with suppress(PermissionError):  # refused, which the plan will say
+            store.connect(uri)
 
 
 def _scan(files: Sequence[Stat], root: str, config: Asked) -> Manifest:
     """The images below a folder, without what is hidden and without our own output."""
-    ours = [storage.absolute(config.output), storage.absolute(config.report_uri)]
+    ours = [uris.absolute(config.output), uris.absolute(config.report_uri)]
     theirs = [file for file in files if not any(_within(file.uri, place) for place in ours)]
     if not theirs:
         raise ConfigError(f"the output {ours[0]} is the source {root} or holds it (output)")
@@ -107,7 +112,7 @@ def _scan(files: Sequence[Stat], root: str, config: Asked) -> Manifest:
     _refuse_undecodable(images)
     columns = {
         "uri": [file.uri for file in images],
-        "key": [storage.below(file.uri, root) for file in images],
+        "key": [uris.below(file.uri, root) for file in images],
         "version": [file.version for file in images],
         "size": [file.size for file in images],
         "mtime": [None if file.version else file.mtime for file in images],
@@ -142,7 +147,7 @@ def _root(uri: str, files: Sequence[Stat]) -> str:
 
 
 def _within(uri: str, place: str) -> bool:
-    return storage.below(uri, place) is not None
+    return uris.below(uri, place) is not None
 
 
 def _is_image(uri: str, suffixes: Sequence[str]) -> bool:
@@ -154,7 +159,7 @@ def _is_table(uri: str) -> bool:
 
 
 def _is_hidden(uri: str, root: str) -> bool:
-    return any(part.startswith(".") for part in (storage.below(uri, root) or uri).split("/"))
+    return any(part.startswith(".") for part in (uris.below(uri, root) or uri).split("/"))
 
 
 def _source_table(uri: str, store: Store, config: Asked) -> pa.Table:
@@ -264,7 +269,7 @@ def _resolved(value: Any, folder: str, table: str) -> str:
     if not isinstance(value, str) or not value:
         raise ConfigError(f"{table}: a row has the uri {value!r}")
     if "://" in value or value.startswith("/"):
-        return storage.absolute(value)
+        return uris.absolute(value)
     scheme, mark, path = folder.rpartition("://")
     return scheme + mark + posixpath.normpath(f"{path}/{value}")
 
@@ -338,8 +343,8 @@ def _probed(found: Manifest, store: Store) -> Manifest:
     unknown = pc.and_(pc.is_null(sources["version"]), pc.is_null(sources["size"]))
     rows = np.flatnonzero(unknown.to_numpy(zero_copy_only=False))
     with ThreadPoolExecutor(_PROBES) as pool:
-        uris = sources["uri"].take(pa.array(rows)).to_pylist()
-        stats = list(pool.map(lambda uri: _stat(store, uri), cast(list[str], uris)))
+        places = sources["uri"].take(pa.array(rows)).to_pylist()
+        stats = list(pool.map(lambda uri: _stat(store, uri), cast(list[str], places)))
     for name in ("version", "size", "mtime"):
         values = np.array(sources[name].to_pylist(), dtype=object)
         values[rows] = [getattr(stat, name, None) for stat in stats]

@@ -3,9 +3,8 @@
 import hashlib
 import json
 import math
-import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -46,9 +45,11 @@ _DEFAULT_BLOCK_ROWS = 16
 _BLOCK_BYTES = 8 * 2**20
 _SHARD_BLOCKS = 50_000
 _SHARD_ROWS = 1_000_000
-_KEY_BYTES = 1024
-_UNSAFE = re.compile(r"[\x00-\x1f\x7f\\]|^/|^[A-Za-z]:")
 _SHOWN = 5
+# What stays with the driver: the manifest's own word of a picture's size, and its other columns.
+_PLANNED = pa.schema(
+    [*ITEM_SCHEMA, ("width", pa.int64()), ("height", pa.int64()), ("extra", pa.string())]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class Remaining:
     """The items that a run has to deal with, and how many it has not."""
 
     todo: pa.Table
-    """ITEM_SCHEMA and `extra`."""
+    """As of `identify`."""
     done: int
     """Items with a result that counts."""
     failed: int
@@ -66,7 +67,7 @@ class Remaining:
 
 
 def identify(sources: pa.Table, *, output: str, format: str) -> pa.Table:
-    """The items of a manifest, each source once: ITEM_SCHEMA and `extra`.
+    """The items of a manifest, each source once: ITEM_SCHEMA, `width`, `height` and `extra`.
 
     sources: SOURCE_SCHEMA; without a key it is the URI without its scheme. output: absolute URI.
     format: as configured. The key of a source depends on no other row, so it is the same every
@@ -84,7 +85,7 @@ def identify(sources: pa.Table, *, output: str, format: str) -> pa.Table:
         made["output_uri"].append(f"{output}/{stem}{suffix}")
         made["output_format"].append(kind)
     made |= {"shard": [""] * sources.num_rows, "attempts": [0] * sources.num_rows}
-    schema = ITEM_SCHEMA.append(pa.field("extra", pa.string()))
+    schema = _PLANNED
     items = pa.Table.from_arrays(
         [
             pa.chunked_array([pa.array(made[field.name], field.type)])
@@ -128,13 +129,15 @@ def remaining(
     on_change: str,
     retry_failed: str,
     limit: int | None = None,
+    refused: Collection[str] = (),
     difference: Callable[[str], str] = lambda digest: f"recipe {digest[:12]}",
 ) -> Remaining:
     """What of the items is left to do, given the report's latest view.
 
     latest: OUTCOME_SCHEMA, one row a key. recipe: digest of this run's. on_change, retry_failed,
-    limit: as configured. difference: says how another recipe differs from this one. Raises
-    ConfigError where results of another recipe exist and on_change is `refuse`.
+    limit: as configured. refused: ids of items that the plan refuses now; what it refused before
+    and does not any more is tried. difference: says how another recipe differs from this one.
+    Raises ConfigError where results of another recipe exist and on_change is `refuse`.
     """
     known = _known(items, latest)
     same = pc.equal(known["item_id"], known["known_id"])
@@ -150,6 +153,11 @@ def remaining(
         )
     done = has_result if on_change == "keep" else pc.and_(has_result, mine)
     failed = pc.and_(pc.and_(same, mine), pc.equal(known["status"], "failed"))
+    lifted = pc.and_(
+        pc.equal(known["error_stage"], "plan"),
+        pc.invert(pc.is_in(known["item_id"], pa.array(list(refused), pa.string()))),
+    )
+    failed = pc.and_(failed, pc.invert(_true(lifted)))
     if retry_failed == "all":
         failed = pc.and_(failed, False)
     elif retry_failed == "transient":
@@ -161,6 +169,16 @@ def remaining(
     todo = counted.filter(open_)
     cut = todo.slice(0, limit) if limit is not None else todo
     return Remaining(cut, _count(done), _count(failed), todo.num_rows - cut.num_rows)
+
+
+def final_size(width: int, height: int, *, factor: float, long_side: int | None) -> tuple[int, int]:
+    """Width and height of a result, rounded to whole pixels, at least one each.
+
+    long_side: pixels, where it is asked for instead of a factor.
+    """
+    if long_side is not None:
+        factor = long_side / max(width, height)
+    return max(1, round(width * factor)), max(1, round(height * factor))
 
 
 def block_rows(todo: pa.Table, workers: int, *, seconds_per_item: float | None = None) -> int:
@@ -239,20 +257,12 @@ def _each_once(items: pa.Table) -> pa.Table:
 
 
 def _bad_items(items: pa.Table, output: str, report: str) -> Iterator[str]:
-    names = ("key", "uri", "output_uri", "offset", "length")
-    for key, uri, target, offset, length in zip(
-        *(items[n].to_pylist() for n in names), strict=True
-    ):
-        if _UNSAFE.search(key) or any(part in ("", ".", "..") for part in key.split("/")):
-            yield f"{uri} has the key {key!r}, which is no plain relative path (key)"
-        elif len(key.encode("utf-8", "surrogatepass")) > _KEY_BYTES:
-            yield f"{uri} has a key of {len(key.encode())} bytes, limit {_KEY_BYTES} (key)"
-        elif f"{target}/".startswith(f"{report}/"):
+    names = ("key", "uri", "output_uri")
+    for key, uri, target in zip(*(items[n].to_pylist() for n in names), strict=True):
+        if f"{target}/".startswith(f"{report}/"):
             yield f"{uri} has the key {key!r}, which lies in the report {report} (report.uri)"
         elif _place(uri).startswith(f"{_place(output)}/"):
             yield f"{uri} lies in the output {output}, where it could be written over (output)"
-        elif (offset or 0) < 0 or (length or 0) < 0:
-            yield f"{uri} has the offset {offset} and the length {length}, less than 0"
 
 
 def _place(uri: str) -> str:
@@ -297,6 +307,7 @@ def _known(items: pa.Table, latest: pa.Table) -> pa.Table:
         "attempts": "known_attempts",
         "status": "status",
         "error_class": "error_class",
+        "error_stage": "error_stage",
     }
     view = latest.select(list(names)).rename_columns(list(names.values()))
     ordered = items.select(["key", "item_id"]).append_column(

@@ -11,9 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
-from pipeline import __version__, storage
+from pipeline import __version__, storage, uris
 from pipeline import config as configuration
-from pipeline.config import Device, Precision, Side, UpscaleConfig
+from pipeline.config import Device, Precision, Side, SourceSide, UpscaleConfig
 from pipeline.ledger import Ledger
 from pipeline.models import zoo
 from pipeline.models.zoo import ModelSpec
@@ -54,8 +54,8 @@ class Session:
         Raises ConfigError for places and models that cannot be.
         """
         run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
-        sides, output = config.storage, storage.absolute(config.output)
-        report = storage.absolute(config.report_uri)
+        sides, output = config.storage, uris.absolute(config.output)
+        report = uris.absolute(config.report_uri)
         report_store = _staged(sides.report or sides.output, report, run_id)
         model_store, ledger = _store(sides.models), Ledger(report_store, report)
         model = zoo.resolve(
@@ -71,7 +71,7 @@ class Session:
             config=config,
             run_id=run_id,
             output=output,
-            source_store=_store(sides.source),
+            source_store=source_store(sides.source),
             output_store=_staged(sides.output, output, run_id),
             report_store=report_store,
             model_store=model_store,
@@ -88,6 +88,19 @@ class Session:
                 stated=dict(model.stated),
             ),
         )
+
+    def row(self) -> dict[str, Any]:
+        """What is the same in all rows of the run's report."""
+        return {
+            "model": self.model.name,
+            "model_sha256": self.model.sha256,
+            "model_licence": self.model.licence,
+            "recipe": self.digest,
+            "precision": self.precision,
+            "device": self.device,
+            "run_id": self.run_id,
+            "last_run_id": self.run_id,
+        }
 
     def line(self) -> str:
         """For example `model realesr-animevideov3 (anime video, fast), fp32 on cpu`."""
@@ -176,14 +189,20 @@ def auto_precision(device: str) -> Precision:
     return "bf16" if fast else "fp32"
 
 
+def source_store(side: SourceSide) -> Store:
+    """What sources are read through: it refuses what a manifest may not ask for."""
+    public_only = "private" not in side.allow
+    return Store(side.fsspec_options(), only=side.families, public_only=public_only)
+
+
 def _store(side: Side) -> Store:
     return Store(side.fsspec_options())
 
 
 def _staged(side: Side, root: str, run_id: str) -> Store:
     """A store to publish to: local files are staged below their root, on its file system."""
-    local = storage.is_local(root)
-    staging = storage.join(root, f"{storage.STAGING}/{run_id}") if local else None
+    local = uris.is_local(root)
+    staging = uris.join(root, f"{storage.STAGING}/{run_id}") if local else None
     return Store(side.fsspec_options(), staging=staging)
 
 

@@ -104,7 +104,6 @@ def _flags(kind: type[CommandConfig]) -> "type[BaseSettings]":
 
 def _shown(value: Any, name: str = "") -> Any:
     """The value without secrets: by the name of an option, or by the form of a URI."""
-    from pipeline.storage import redact
 
     if isinstance(value, dict):
         items = cast(dict[str, Any], value).items()

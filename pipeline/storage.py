@@ -1,16 +1,7 @@
 """The one door to bytes: read, publish, list, stat, on local disks and object stores.
 
 A URI is a plain path, `file://`, or anything that fsspec has a driver for; `s3://` is the case
-that is tuned. Everything a driver raises comes out as one of these:
-
-    ConfigError              the URI, the options or the installation is wrong
-    OSError
-    ├── FileNotFoundError    no such object, bucket or file
-    ├── PermissionError      refused: rights, or credentials that are missing, wrong or expired
-    └── StoreError           anything else; time may cure it
-        ├── SourceChangedError   the object is no longer the version asked for
-        ├── ThrottledError       the store asks for patience
-        └── OverLimitError       more bytes than the caller will take; time cures nothing
+that is tuned. What is raised is drawn in `store_errors`.
 
 A publish is atomic: nobody ever sees a part of an object. fsspec's files opened for writing are
 not used for it, because leaving their `with` block by an exception publishes what was written so
@@ -22,61 +13,30 @@ import os
 import pkgutil
 import re
 import stat
-import sys
 import threading
-import time
 import uuid
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any, cast
-from urllib.parse import quote
+from typing import Any
+from urllib.parse import quote, unquote
 
 import fsspec
 import pyarrow.fs
-from fsspec.asyn import sync
-from fsspec.registry import known_implementations
 from fsspec.utils import glob_translate
 
+from pipeline import s3, web
 from pipeline.errors import ConfigError
+from pipeline.s3 import ANYTHING
+from pipeline.store_errors import StoreError, refuse_over, translating
+from pipeline.uris import absolute, family, is_local, redact, scheme
 
 STAGING = ".staging"
 
-# Schemes that name the same driver, and the extra of this distribution that installs it.
-_FAMILY = {"local": "file", "s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az", "https": "http"}
+# The extra of this distribution that installs a driver.
 _EXTRA = {"gs": "gcs", "az": "azure"}
-
-# What drivers let through, by name: only what is loaded can raise, and loading it takes a while.
-_CLIENT_ERROR = "botocore.exceptions:ClientError"
-_FAILURES = (
-    _CLIENT_ERROR,
-    "botocore.exceptions:BotoCoreError",
-    "botocore.parsers:ResponseParserError",
-    "aiohttp:ClientError",
-    "gcsfs.retry:HttpError",
-    "google.auth.exceptions:GoogleAuthError",
-    "azure.core.exceptions:AzureError",
-)
-_MISCONFIGURED = (
-    "botocore.exceptions:ProfileNotFound",
-    "botocore.exceptions:ConfigParseError",
-    "botocore.exceptions:ConfigNotFound",
-    "botocore.exceptions:InvalidConfigError",
-    "botocore.exceptions:PartialCredentialsError",
-    "botocore.exceptions:ParamValidationError",
-    "botocore.exceptions:ValidationError",
-)
-_LOCKED_OUT = (
-    "botocore.exceptions:NoCredentialsError",
-    "botocore.exceptions:NoAuthTokenError",
-    "botocore.exceptions:CredentialRetrievalError",
-    "botocore.exceptions:TokenRetrievalError",
-    "botocore.exceptions:SSOError",
-)
-# S3 answers 400, not 403, to credentials that have run out.
-_EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"}
 
 # botocore does the retrying. s3fs would repeat each of its attempts five times more.
 _PATIENCE: dict[str, Any] = {
@@ -87,25 +47,7 @@ _PATIENCE: dict[str, Any] = {
     # rclone sends the whole object's checksum along with a range of it, which then never fits.
     "response_checksum_validation": "when_required",
 }
-_GET_ATTEMPTS = 3
 _STAGED = re.compile(r"[0-9a-f]{32}\.part")
-_ETAG = re.compile(r'"?([0-9a-f]{32}(?:-[0-9]+)?)"?')
-
-
-class StoreError(OSError):
-    """The store or the network failed."""
-
-
-class SourceChangedError(StoreError):
-    """The object is no longer the version asked for."""
-
-
-class ThrottledError(StoreError):
-    """The store is overloaded, or asks for fewer requests."""
-
-
-class OverLimitError(StoreError):
-    """There are more bytes than the caller will take; none of them were read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,84 +66,16 @@ class Stat:
     version: str | None
 
 
-# ---------------------------------------------------------------------------------------- URIs
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What an object says of itself.
 
-
-def scheme(uri: str) -> str:
-    """The URI's scheme; "file" for `file://` and plain paths.
-
-    Raises ConfigError for a scheme without a driver and for a malformed URI.
+    version: the ETag without quotes.
+    metadata: as given to `publish`.
     """
-    found = re.match(r"([A-Za-z][A-Za-z0-9+.\-]*):(/*)([^/]*)", uri)
-    if found is None or (found[1] not in known_implementations and len(found[2]) < 2):
-        return "file"  # a path, perhaps with a colon in its first name
-    name, slashes, place = found.groups()
-    if name not in known_implementations:
-        raise ConfigError(f"{redact(uri)}: no driver knows the scheme {name}://")
-    if _family(name) == "file":
-        if slashes != "///":
-            raise ConfigError(f"{uri}: malformed; wanted {name}:///<absolute path>")
-        return "file"
-    if slashes != "//" or not place:
-        raise ConfigError(f"{redact(uri)}: malformed; wanted {name}://<bucket or host>/<key>")
-    return name
 
-
-def _family(name: str) -> str:
-    return _FAMILY.get(name, name)
-
-
-def is_local(uri: str) -> bool:
-    """Whether the URI is a plain path or `file://`."""
-    return scheme(uri) == "file"
-
-
-def absolute(uri: str) -> str:
-    """The URI without a trailing slash; a local one as an absolute plain path, `~` expanded.
-
-    The path of a `file://` URI is taken as it stands, as fsspec does: `%20` is not a space.
-    """
-    if not is_local(uri):
-        return uri.rstrip("/")
-    return os.path.abspath(os.path.expanduser(re.sub(r"^(?:file|local)://", "", uri)))
-
-
-def join(base: str, relative: str) -> str:
-    """`base/relative`. Raises ValueError when `relative` could lead out of `base`."""
-    if relative.startswith("/") or ".." in relative.split("/"):
-        raise ValueError(f"{relative!r} is not a path below {redact(base)}")
-    return f"{base.rstrip('/')}/{relative}" if relative else base
-
-
-def below(uri: str, root: str) -> str | None:
-    """The path of `uri` relative to `root`: "" when equal, None when it is not inside."""
-    inner, outer = _canonical(uri), _canonical(root)
-    if inner == outer:
-        return ""
-    outer = outer.rstrip("/") + "/"
-    return inner[len(outer) :] if inner.startswith(outer) else None
-
-
-def _canonical(uri: str) -> str:
-    name = scheme(uri)
-    text = absolute(uri)
-    return text if name == "file" else _family(name) + text.removeprefix(name)
-
-
-# A password may hold a slash (AWS secrets do); a port may not be taken for one. The container
-# in abfs://container@account is none.
-_USERINFO = re.compile(
-    r"""(?<!abfs)(?<!abfss)://(?:[^\s/@:"'<>]*:(?!\d*(?:/|$))[^\s"'<>]*|[^\s/@:"'<>]+)@"""
-)
-_SECRETS = re.compile(
-    r"""(?ix) (?<![\w-]) ( X-(?:Amz|Goog)-[\w-]* | AWSAccessKeyId | sig | signature | password
-    | (?:\w+[_-])? (?:token|secret) (?:_\w+)? ) = [^&;,\s"'<>]*"""
-)
-
-
-def redact(text: str) -> str:
-    """`text` without credentials: userinfo in URIs, signatures and tokens in query strings."""
-    return _SECRETS.sub(r"\1=***", _USERINFO.sub("://***@", text))
+    version: str
+    metadata: Mapping[str, str]
 
 
 # --------------------------------------------------------------------------------------- Store
@@ -219,6 +93,8 @@ class Store:
         *,
         staging: str | None = None,
         part_bytes: int = 16 << 20,
+        only: frozenset[str] | None = None,
+        public_only: bool = False,
     ) -> None:
         """options: fsspec options for this side's object store; local paths ignore them.
 
@@ -226,16 +102,27 @@ class Store:
         the same file system as that. Default: `.staging` beside each file.
         part_bytes: size of a part of a multipart upload, which S3 objects of two and more parts
         are; 5 MiB to 5 GiB by S3's rules.
+        only: families of drivers, as `uris.family` names them, that URIs may ask for beside local
+        files; others are answered with PermissionError. Default: all.
+        public_only: web servers with private, loopback or link-local addresses are too.
         """
         self._options = dict(options or {})
         self._staging = None if staging is None else absolute(staging)
         self._staged_in = set[str]()
         self._part_bytes = part_bytes
+        self._only = only
+        self._public_only = public_only
         self._filesystems: dict[str, Any] = {}
         self._connecting = threading.Lock()
 
     def __reduce__(self) -> tuple[Callable[..., "Store"], tuple[Mapping[str, Any]]]:
-        rebuild = partial(Store, staging=self._staging, part_bytes=self._part_bytes)
+        rebuild = partial(
+            Store,
+            staging=self._staging,
+            part_bytes=self._part_bytes,
+            only=self._only,
+            public_only=self._public_only,
+        )
         return rebuild, (self._options,)
 
     def read(
@@ -260,14 +147,16 @@ class Store:
             raise ValueError(f"offset {offset} and length {length} must not be negative")
         if length == 0:
             return b""
-        if limit is not None and not _is_s3(uri):
+        if limit is not None and family(uri) not in ("s3", "http"):
             wanted = (self.stat(uri).size or 0) - start if length is None else length
-            _refuse_over(limit, wanted, uri)
-        with _translating(uri):
+            refuse_over(limit, wanted, uri)
+        with translating(uri):
             if is_local(uri):
                 data = _read_local(absolute(uri), start, length)
             elif _is_s3(uri):
-                data = _read_s3(self._filesystem(uri), uri, start, length, version, limit)
+                data = s3.read(self._filesystem(uri), uri, start, length, version, limit)
+            elif family(uri) == "http":
+                data = web.read(self._filesystem(uri), uri, start, length, limit)
             else:
                 end = None if length is None else start + length
                 data = self._filesystem(uri).cat_file(uri, start=start or None, end=end)
@@ -278,19 +167,19 @@ class Store:
         return data
 
     def connect(self, uri: str) -> None:
-        """Raises ConfigError when there is no driver for the URI, or it refuses its options."""
+        """Raises ConfigError when there is no driver for the URI, or it refuses its options;
+        PermissionError for a family that is not wanted."""
         if not is_local(uri):
             self._filesystem(uri)
 
     def stat(self, uri: str) -> Stat:
         """Size, time and version of one file. Raises FileNotFoundError when there is none."""
-        with _translating(uri):
+        with translating(uri):
             if is_local(uri):
                 return _stat_local(absolute(uri))
             fs = self._filesystem(uri)
             if _is_s3(uri):
-                bucket, key = _bucket_and_key(fs, uri)
-                head = fs.call_s3("head_object", Bucket=bucket, Key=key)
+                head = s3.head(fs, uri)
                 return _stat_remote(uri, {**head, "size": head["ContentLength"]})
             info = fs.info(uri)
             if info["type"] != "file":
@@ -343,11 +232,12 @@ class Store:
     def _walk(self, uri: str, literal: str, *, deep: bool) -> Iterator[Stat]:
         """What begins with `literal`, at least; in one folder unless deep."""
         root, _, prefix = literal.rpartition("/")
-        with _translating(uri):
+        with translating(uri):
             if is_local(uri):
                 yield from _walk_local(root or "/", deep=deep)
             elif _is_s3(uri):
-                yield from _walk_s3(self._filesystem(uri), root, prefix, deep=deep)
+                for found in s3.walk(self._filesystem(uri), root, prefix, deep=deep):
+                    yield _stat_remote(*found)
             else:
                 yield from _walk_fsspec(self._filesystem(uri), root, deep=deep)
 
@@ -358,14 +248,18 @@ class Store:
         *,
         content_type: str | None = None,
         metadata: Mapping[str, str] | None = None,
+        replaces: str | None = ANYTHING,
     ) -> None:
-        """Put `data` at `uri`, whole or not at all; replaces what is there.
+        """Put `data` at `uri`, whole or not at all.
 
         Local: staged, flushed to the disk, moved. Stores: one PUT, or a multipart upload that
         is completed at its end and aborted on an error. `content_type` and `metadata` (ASCII;
         other characters are percent-encoded) go along where the store keeps such.
+        replaces: the version that may be replaced, None where there must be none: where S3 has
+        another, ConflictError, and nothing is written. Other stores do not look, nor do those
+        behind S3's interface that ignore conditions: they replace what is there.
         """
-        with _translating(uri):
+        with translating(uri):
             if is_local(uri):
                 path = absolute(uri)
                 staging = self._staging or os.path.join(os.path.dirname(path), STAGING)
@@ -373,12 +267,26 @@ class Store:
                 _publish_local(path, data, staging)
                 return
             fs = self._filesystem(uri)
-            labels = _labels(_family(scheme(uri)), content_type, metadata or {})
+            labels = _labels(family(uri), content_type, metadata or {})
             if _is_s3(uri):
-                labels["chunksize"] = self._part_bytes
-                fs.pipe_file("/".join(_bucket_and_key(fs, uri)), bytes(data), **labels)
+                parts = self._part_bytes
+                s3.put(fs, uri, bytes(data), labels, part_bytes=parts, replaces=replaces)
             else:
                 fs.pipe_file(uri, bytes(data), **labels)
+
+    def labels(self, uri: str) -> Labels | None:
+        """What the object at `uri` says of itself.
+
+        None where nothing is there, or where that cannot be known: on local disks and stores other
+        than S3, and where S3 answers 403 for a missing key to those who may not list the bucket.
+        """
+        if not _is_s3(uri):
+            return None
+        with suppress(FileNotFoundError, PermissionError), translating(uri):
+            found = s3.head(self._filesystem(uri), uri)
+            texts = {name: unquote(text) for name, text in found.get("Metadata", {}).items()}
+            return Labels(found["ETag"].strip('"'), texts)
+        return None
 
     def sweep(self) -> int:
         """Remove the staging folders, with what killed publishes left; how many files that was.
@@ -411,10 +319,16 @@ class Store:
         return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)), fs._strip_protocol(uri)
 
     def _filesystem(self, uri: str) -> Any:
-        name = scheme(uri)
+        name, kind = scheme(uri), family(uri)
+        if self._only is not None and kind not in self._only:
+            text = f"no {kind} wanted here ({kind} in storage.source.allow)"
+            raise PermissionError(errno.EACCES, text, redact(uri))
+        options = self._options
+        if kind == "http":
+            options = web.driver_options(options, public_only=self._public_only)
         with self._connecting:
             if name not in self._filesystems:
-                self._filesystems[name] = _connect(name, self._options, uri)
+                self._filesystems[name] = _connect(name, options, uri)
             return self._filesystems[name]
 
 
@@ -496,21 +410,21 @@ def _publish_local(path: str, data: bytes | bytearray | memoryview, staging: str
 
 
 def _connect(name: str, options: Mapping[str, Any], uri: str) -> Any:
-    family = _family(name)
+    kind = family(uri)
     try:
         driver = fsspec.get_filesystem_class(name)
     except ImportError as error:
-        extra = _EXTRA.get(family)
+        extra = _EXTRA.get(kind)
         cure = f"pip install 'remaster-ray[{extra}]'" if extra else str(error)
         raise ConfigError(f"{redact(uri)}: no driver for {name}:// is installed: {cure}") from error
     # An instance of our own: fsspec's shared ones outlive a change of the environment.
     settings = {**options, "use_listings_cache": False, "skip_instance_cache": True}
-    if family == "s3":
+    if kind == "s3":
         settings["config_kwargs"] = {**_PATIENCE, **options.get("config_kwargs", {})}
     try:
-        with _translating(uri):
+        with translating(uri):
             fs: Any = driver(**settings)
-            if family == "s3":
+            if kind == "s3":
                 fs.retries = 1
                 fs.connect()
     except (TypeError, ValueError, KeyError) as error:
@@ -520,80 +434,7 @@ def _connect(name: str, options: Mapping[str, Any], uri: str) -> Any:
 
 
 def _is_s3(uri: str) -> bool:
-    return _family(scheme(uri)) == "s3"
-
-
-def _bucket_and_key(fs: Any, uri: str) -> tuple[str, str]:
-    if "?versionId=" in uri:  # s3fs would silently use the key before it
-        raise ConfigError(f"{redact(uri)}: a version belongs into the manifest's version column")
-    bucket, key, _ = fs.split_path(uri)  # knows access point ARNs, which hold slashes
-    if not key:
-        raise FileNotFoundError(errno.ENOENT, "a bucket, not an object in it", redact(uri))
-    return bucket, key
-
-
-def _read_s3(
-    fs: Any, uri: str, start: int, length: int | None, version: str | None, limit: int | None
-) -> bytes:
-    bucket, key = _bucket_and_key(fs, uri)
-    request = {"Bucket": bucket, "Key": key}
-    if start or length is not None:
-        request["Range"] = f"bytes={start}-{'' if length is None else start + length - 1}"
-    asked = _ETAG.fullmatch(version or "")
-    if asked:
-        request["IfMatch"] = f'"{asked[1]}"'
-    data, etag = _get(fs, request, uri, limit)
-    if asked and etag != asked[1]:  # the store ignores If-Match, as rclone does
-        text = f"wanted version {asked[1]}, the store has {etag}"
-        raise SourceChangedError(errno.ESTALE, text, redact(uri))
-    return data
-
-
-def _get(fs: Any, request: Mapping[str, str], uri: str, limit: int | None) -> tuple[bytes, str]:
-    """Body and ETag of one GET. botocore's retries end with the headers: a body that breaks off
-    is asked for again here."""
-    attempt = 1
-    while True:
-        response = fs.call_s3("get_object", **request)
-        if limit is not None and response["ContentLength"] > limit:
-            response["Body"].close()
-            _refuse_over(limit, response["ContentLength"], uri)
-        try:
-            body: Any = sync(fs.loop, _drain, response["Body"])
-            return body, response["ETag"].strip('"')
-        except (OSError, *_loaded(_FAILURES)):
-            if attempt == _GET_ATTEMPTS:
-                raise
-        time.sleep(attempt / 2)
-        attempt += 1
-
-
-def _refuse_over(limit: int, wanted: int, uri: str) -> None:
-    if wanted > limit:
-        raise OverLimitError(errno.EFBIG, f"{wanted:,} bytes, limit {limit:,}", redact(uri))
-
-
-async def _drain(body: Any) -> bytes:
-    try:
-        return await body.read()
-    finally:
-        body.close()
-
-
-def _walk_s3(fs: Any, root: str, prefix: str, *, deep: bool) -> Iterator[Stat]:
-    bucket, folder, _ = fs.split_path(root)
-    base = root[: len(root) - len(folder)].rstrip("/")
-    request = {"Bucket": bucket, "Prefix": f"{folder}/{prefix}".lstrip("/")}
-    if not deep:
-        request["Delimiter"] = "/"
-    while True:
-        page = fs.call_s3("list_objects_v2", **request)
-        for found in page.get("Contents", ()):
-            if not found["Key"].endswith("/"):
-                yield _stat_remote(f"{base}/{found['Key']}", {**found, "size": found["Size"]})
-        if not page.get("IsTruncated"):
-            return
-        request["ContinuationToken"] = page["NextContinuationToken"]
+    return family(uri) == "s3"
 
 
 def _walk_fsspec(fs: Any, root: str, *, deep: bool) -> Iterator[Stat]:
@@ -618,69 +459,18 @@ def _stat_remote(uri: str, info: Mapping[str, Any]) -> Stat:
     return Stat(uri, info.get("size"), mtime, version.removeprefix("W/").strip('"') or None)
 
 
-def _labels(family: str, content_type: str | None, metadata: Mapping[str, str]) -> dict[str, Any]:
+def _labels(kind: str, content_type: str | None, metadata: Mapping[str, str]) -> dict[str, Any]:
     """The arguments by which a driver's `pipe_file` takes content type and metadata.
 
     adlfs writes a metadata of its own, so Azure gets the content type alone.
     """
     texts = {name: quote(value, safe=" !#$&'()*+,/:;=?@[]") for name, value in metadata.items()}
     labels: dict[str, Any] = {}
-    if family == "s3":
+    if kind == "s3":
         labels = {"ContentType": content_type, "Metadata": texts}
-    elif family == "gs":
+    elif kind == "gs":
         labels = {"content_type": content_type, "metadata": texts}
-    elif family == "az" and content_type:
+    elif kind == "az" and content_type:
         settings = pkgutil.resolve_name("azure.storage.blob:ContentSettings")
         labels = {"content_settings": settings(content_type=content_type)}
     return {name: label for name, label in labels.items() if label}
-
-
-# ------------------------------------------------------------------------------------- errors
-
-
-def _loaded(names: Iterable[str]) -> tuple[type[Exception], ...]:
-    """Of these errors, named as `module:name`, those whose module has been imported."""
-    loaded = [name for name in names if name.partition(":")[0] in sys.modules]
-    return tuple(map(pkgutil.resolve_name, loaded))
-
-
-@contextmanager
-def _translating(uri: str) -> Generator[None]:
-    """Turn what the driver of `uri` raises into the errors at the top of this module."""
-    try:
-        yield
-    except (OSError, *_loaded(_FAILURES)) as error:
-        if getattr(error, "filename", None):
-            raise  # the operating system's, or translated already: it names its place
-        raise _translated(redact(uri), error) from error
-
-
-def _translated(place: str, error: Exception) -> Exception:
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    text = redact(" ".join(text.split()))
-    status, code = _status(error)
-    if isinstance(error, _loaded(_MISCONFIGURED)):
-        return ConfigError(f"{place}: {text}")
-    locked_out = isinstance(error, (PermissionError, *_loaded(_LOCKED_OUT)))
-    if locked_out or status in (401, 403) or code in _EXPIRED_CODES:
-        return PermissionError(errno.EACCES, text, place)
-    if isinstance(error, FileNotFoundError) or status == 404:
-        return FileNotFoundError(errno.ENOENT, text, place)
-    if status == 412:
-        return SourceChangedError(errno.ESTALE, text, place)
-    if status in (429, 503):
-        return ThrottledError(errno.EBUSY, text, place)
-    return StoreError(getattr(error, "errno", None) or errno.EIO, text, place)
-
-
-def _status(error: BaseException) -> tuple[int | None, str]:
-    """HTTP status and the store's own code of a driver's error, or of its cause."""
-    for blamed in (error, error.__cause__):
-        if isinstance(blamed, _loaded([_CLIENT_ERROR])):
-            answer = cast(Any, blamed).response
-            status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            return status, str(answer.get("Error", {}).get("Code", ""))
-        for name in ("status_code", "status", "code"):  # Azure, aiohttp, Google
-            if isinstance(status := getattr(blamed, name, None), int):
-                return status, ""
-    return None, ""

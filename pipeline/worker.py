@@ -24,16 +24,16 @@ import pyarrow as pa
 
 from pipeline import __version__
 from pipeline.config import Encode, Limits, Policy
+from pipeline.delivery import Delivery
 from pipeline.errors import (
     ConfigError,
     FetchError,
     ItemError,
-    PublishError,
     TooLargeError,
     WorkerCrashError,
 )
 from pipeline.images.consistency import Consistency, measure
-from pipeline.images.encode import CONTENT_TYPES, encode
+from pipeline.images.encode import encode
 from pipeline.images.image import Facts, Image, Metadata
 from pipeline.images.limits import check_kind, check_pages, check_size, held_bytes
 from pipeline.images.metadata import Provenance, derive
@@ -41,10 +41,12 @@ from pipeline.images.page import Page
 from pipeline.images.sandbox import Sandbox
 from pipeline.models import zoo
 from pipeline.models.zoo import ModelSpec
-from pipeline.plan import FORMATS, source_suffix
+from pipeline.plan import FORMATS, final_size, source_suffix
 from pipeline.records import MESSAGE_LIMIT, Item, Outcome, to_table
-from pipeline.storage import OverLimitError, SourceChangedError, Store, redact
+from pipeline.storage import Store
+from pipeline.store_errors import OverLimitError, SourceChangedError, said
 from pipeline.turns import Budget, Company
+from pipeline.uris import redact
 
 if TYPE_CHECKING:
     from pipeline.engine.packer import Visit
@@ -115,6 +117,7 @@ class Worker:
         self._sandbox = Sandbox(codecs, job.limits, job.policy)
         self._memory = Budget(job.in_flight_bytes)
         self._company = Company()
+        self._delivery = Delivery(job.output, job.recipe)
         self._name = f"{socket.gethostname()}:{os.getpid()}"
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -163,10 +166,14 @@ class Worker:
             # Fetched files are not in the budget: as many wait for memory as may be fetched.
             with self._fetches:
                 self._attempts.begin(item.item_id)  # before its first byte, and no sooner
+                there = self._delivery.there(item)
                 with log.timed("fetch"):
                     data = self._fetch(item, log)
                 sources = self._admit(data, item, log)
                 held.enter_context(self._memory.held(self._bytes(len(data), sources, item)))
+            if self._delivery.is_made(item, there):
+                self._adopt(item, sources[0], log)
+                return
             made = [self._page(data, index, visit, log) for index in range(len(sources))]
             del data
             pages = [page for page, _ in made]
@@ -179,8 +186,23 @@ class Worker:
             height, width = pages[0].samples.shape[:2]
             del pages
             with log.timed("publish"):
-                self._publish(item, file, log)
+                file, warnings = self._delivery.publish(item, file, there)
+            log.note(*warnings)
             log.made(file, item, width, height)
+
+    def _adopt(self, item: Item, facts: Facts, log: "_Log") -> None:
+        """The row of a result that an earlier attempt published and did not live to report.
+
+        Its bytes are read, so that the row says of them what it says of others.
+        """
+        with log.timed("publish"):
+            file = self._delivery.read_back(item)
+        turned = facts.orientation >= 5  # EXIF's orientations that swap width and height
+        before = (facts.height, facts.width) if turned else (facts.width, facts.height)
+        width, height = self._final_size(*before)
+        log.note("adopted")
+        log.add(scale=width / before[0])
+        log.made(file, item, width, height)
 
     def _fetch(self, item: Item, log: "_Log") -> bytes:
         limit = self._job.limits.max_source_bytes
@@ -193,18 +215,18 @@ class Worker:
                 limit=limit,
             )
         except OverLimitError as error:
-            message = f"{_said(error)} (limits.max_source_bytes)"
+            message = f"{said(error)} (limits.max_source_bytes)"
             raise TooLargeError("source_too_large", message) from error
         except FileNotFoundError as error:
-            raise FetchError("not_found", _said(error)) from error
+            raise FetchError("not_found", said(error)) from error
         except PermissionError as error:
-            raise FetchError("access_denied", _said(error)) from error
+            raise FetchError("access_denied", said(error)) from error
         except SourceChangedError as error:
-            raise FetchError("source_changed", _said(error)) from error
+            raise FetchError("source_changed", said(error)) from error
         except OSError as error:
-            raise FetchError("fetch_failed", _said(error)) from error
+            raise FetchError("fetch_failed", said(error)) from error
         except (ConfigError, ValueError) as error:  # a bucket with a space, a NUL in a path
-            raise FetchError("bad_uri", _said(error)) from error
+            raise FetchError("bad_uri", said(error)) from error
         log.fetched(data)
         self._check_source(item, data, log)
         return data
@@ -275,10 +297,10 @@ class Worker:
         if index == 0:
             log.add(scale=size[0] / image.width)
         with self._codecs, log.timed("encode"):
-            said, lost = self._derived(image, size, log)
+            says, lost = self._derived(image, size, log)
             agrees = measure(image.pixels, upscaled.pixels)
         log.note(*lost)
-        return Page(upscaled.pixels, said), agrees
+        return Page(upscaled.pixels, says), agrees
 
     def _derived(
         self, image: Image, size: tuple[int, int], log: "_Log"
@@ -302,25 +324,8 @@ class Worker:
         )
 
     def _final_size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height of the result, rounded to whole pixels, at least one each."""
         factor = self._job.scale or self._scale
-        if self._job.long_side is not None:
-            factor = self._job.long_side / max(width, height)
-        return max(1, round(width * factor)), max(1, round(height * factor))
-
-    def _publish(self, item: Item, file: bytes, log: "_Log") -> None:
-        labels = {"remaster-item": item.item_id, "remaster-recipe": self._job.recipe}
-        try:
-            self._job.output.publish(
-                item.output_uri,
-                file,
-                content_type=CONTENT_TYPES[item.output_format],
-                metadata=labels,
-            )
-        except PermissionError as error:
-            raise PublishError("publish_denied", _said(error)) from error
-        except OSError as error:
-            raise PublishError("publish_failed", _said(error)) from error
+        return final_size(width, height, factor=factor, long_side=self._job.long_side)
 
     def _blank(self, item: Item) -> Outcome:
         """The row of an item of which nothing is known yet but who has it."""
@@ -408,7 +413,3 @@ class _Log:
             error_message=redact(str(error))[:MESSAGE_LIMIT],
             finished_at=datetime.now(UTC),
         )
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"

@@ -69,7 +69,10 @@ def nodes(runs):
 def test_a_removed_node_costs_nothing(runs, nodes):
     paths, output = pictures(runs.folder / "in", COUNT), runs.folder / "out"
     gpus = ("--workers.gpus", "1", "--workers.cpus", "0", "--workers.in-flight", "1")
-    process = runs.start("--manifest", runs.folder / "in", "--output", output, *gpus)
+    asked = ("--manifest", runs.folder / "in", "--output", output, *gpus)
+    said = runs.upscale(*asked, code=2)
+    assert "which each node of this cluster would look for on its own disk" in said
+    process = runs.start(*asked, "--storage.source.allow", "file")
     wait_for(lambda: list(output.glob("*.png")) or process.poll() is not None)
     print("\n", file=nodes.stdin, end="", flush=True)
     assert nodes.stdout.readline() == "removed\n"

@@ -177,6 +177,38 @@ def test_manifests_of_every_kind_and_a_part_of_one_keep_the_keys(runs):
     assert len(report(output)) == 8
 
 
+def test_a_bad_row_is_a_failed_row_and_costs_no_worker(runs):
+    pictures(runs.folder / "in", 1)
+    rows = [
+        {"uri": "in/p000.png", "key": "good.png", "year": 1900},
+        {"uri": "in/p000.png", "key": "../../evil.png", "year": 1901},
+        {"uri": "http://127.0.0.1/p.png"},
+        {"uri": "in/vast.jpg", "width": 40_000, "height": 2_000},
+    ]
+    (runs.folder / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    output = runs.folder / "out"
+    asked = ("--manifest", "m.jsonl", "--output", output, "--probe", "--scale", "2")
+    said = runs.upscale(*asked, code=3)
+    assert "1 to do, 3 refused (1 x bad_key, 1 x source_refused, 1 x output_too_large)" in said
+    found = report(output)
+    assert found["good.png"]["status"] == "done"
+    evil = found["../../evil.png"]
+    assert (evil["error_code"], evil["error_stage"]) == ("bad_key", "plan")
+    assert json.loads(evil["extra"]) == {"year": 1901}
+    assert found["127.0.0.1/p.png"]["error_code"] == "source_refused"
+    assert not list(runs.folder.parent.rglob("evil.png"))
+    assert list(results(output)) == ["good.png"]
+    assert accounted(summary(output))
+
+    said = runs.upscale(*asked)
+    assert "1 done before, 3 failed before" in said
+    said = runs.upscale(*asked, "--storage.source.allow", "http", code=3)
+    assert "1 to do, 1 done before, 2 failed before" in said
+    refused = report(output)["127.0.0.1/p.png"]
+    assert refused["error_code"] == "access_denied"
+    assert "no public address" in refused["error_message"]
+
+
 def test_formats_and_sizes_are_as_asked(runs):
     source = runs.folder / "in"
     source.mkdir()

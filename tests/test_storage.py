@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from email.message import Message
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -33,19 +34,15 @@ from hypothesis import strategies as st
 from servers import ROOT, S3Server, start_rclone
 
 from pipeline.errors import ConfigError
-from pipeline.storage import (
+from pipeline.storage import ANYTHING, Store
+from pipeline.store_errors import (
+    ConflictError,
     OverLimitError,
     SourceChangedError,
-    Store,
     StoreError,
     ThrottledError,
-    absolute,
-    below,
-    is_local,
-    join,
-    redact,
-    scheme,
 )
+from pipeline.uris import absolute, below, is_local, join, redact, scheme
 
 MIB = 1 << 20
 ODD_KEY = "été 2024/a b/100%&=+,?#[x]*'\"~😀.png"
@@ -470,6 +467,60 @@ def test_content_type_and_metadata_are_kept(on_swift: Place, size: int) -> None:
     assert head["Metadata"] == {"remaster-item": "ab12", "name": "%C3%A9%25"}
 
 
+@pytest.mark.parametrize("size", [7, 12 * MIB], ids=["one PUT", "multipart"])
+def test_a_first_publication_never_replaces(on_swift: Place, size: int) -> None:
+    store, uri = on_swift.store(), f"{on_swift.root}/file"
+    assert store.labels(uri) is None
+    store.publish(uri, b"1" * size, metadata={"name": "é%"}, replaces=None)
+    there = store.labels(uri)
+    assert there is not None
+    assert there.version == store.stat(uri).version
+    assert there.metadata == {"name": "é%"}
+    with pytest.raises(ConflictError, match=f"wanted nothing there, the store has {there.version}"):
+        store.publish(uri, b"2" * size, replaces=None)
+    assert store.read(uri) == b"1" * size
+    assert store.labels(uri) == there
+
+
+@pytest.mark.parametrize("size", [7, 12 * MIB], ids=["one PUT", "multipart"])
+def test_a_replacement_is_of_the_version_seen(remote: Place, size: int) -> None:
+    """Swift refuses If-Match on a PUT: there the version is compared before. rclone ignores it."""
+    store, uri = remote.store(), f"{remote.root}/file"
+    store.publish(uri, b"1" * size, replaces=None)
+    there = store.labels(uri)
+    assert there is not None
+    store.publish(uri, b"2" * size, replaces=there.version)
+    assert store.read(uri) == b"2" * size
+
+
+def test_another_version_is_not_replaced(on_swift: Place) -> None:
+    store, uri = on_swift.store(), f"{on_swift.root}/file"
+    for _ in range(2):
+        with pytest.raises(ConflictError, match=f"wanted {'0' * 32} there, the store has"):
+            store.publish(uri, b"2", replaces="0" * 32)
+        store.publish(uri, b"1")
+    assert store.read(uri) == b"1"
+
+
+def test_rclone_replaces_in_spite_of_conditions(rclone: S3Server, buckets: dict[str, str]) -> None:
+    """The fact that a publication cannot rest on conditions alone. If this fails, good."""
+    place = _on(rclone, "rclone", buckets)
+    store, uri = place.store(), f"{place.root}/file"
+    for replaces in (None, None, "0" * 32):
+        store.publish(uri, b"data", metadata={"a": "b"}, replaces=replaces)
+    there = store.labels(uri)
+    assert there is not None
+    assert there.metadata["a"] == "b"
+
+
+def test_local_files_have_no_labels_and_are_replaced(tmp_path: Path) -> None:
+    store, uri = Store(), str(tmp_path / "file")
+    for data in (b"1", b"2"):
+        store.publish(uri, data, metadata={"a": "b"}, replaces=None)
+        assert store.labels(uri) is None
+        assert store.read(uri) == data
+
+
 def test_an_object_and_a_folder_of_one_name(on_swift: Place) -> None:
     store, root = on_swift.store(), on_swift.root
     store.publish(f"{root}/a", b"")
@@ -511,19 +562,19 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-Respond = Callable[[str, str], Answer]
+Respond = Callable[[str, str, Message], Answer]
 
 
 @contextmanager
 def _answering(respond: Respond) -> Iterator[dict[str, Any]]:
-    """Options for a server that answers (method, path with query) by `respond`."""
+    """Options for a server that answers (method, path with query, headers) by `respond`."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"  # botocore waits for "100 Continue" before it sends a body
 
         def answer(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            answer = respond(self.command, self.path)
+            answer = respond(self.command, self.path, self.headers)
             self.send_response(answer.status)
             headers = {"Content-Length": str(len(answer.body)), "Connection": "close"}
             for name, value in (headers | answer.headers).items():
@@ -576,7 +627,7 @@ def _refusal(status: int, code: str) -> Answer:
 def test_refusals_are_classified(status: int, code: str, expected: type[OSError]) -> None:
     asked: list[str] = []
 
-    def respond(method: str, path: str) -> Answer:
+    def respond(method: str, path: str, headers: Message) -> Answer:
         asked.append(method)
         return _refusal(status, code)
 
@@ -590,10 +641,77 @@ def test_refusals_are_classified(status: int, code: str, expected: type[OSError]
     assert asked == ["GET", "PUT"], "s3fs must not retry on top of botocore"
 
 
+@dataclass
+class OneObject:
+    """A bucket of one object, whose store honours conditions as S3 says; ETags are 1, 2, 3..."""
+
+    version: int = 0
+    conflicts: int = 0
+    quotes: str = '"'
+    asked: list[str] = field(default_factory=list)
+
+    def respond(self, method: str, path: str, headers: Message) -> Answer:
+        etag = {"ETag": f'"{self.version}"'}
+        if method == "HEAD":
+            return Answer(200, b"", etag) if self.version else _refusal(404, "NoSuchKey")
+        condition = headers.get("If-Match") or headers.get("If-None-Match") or ""
+        self.asked.append(f"{method} {condition}")
+        ending = method == "PUT" or "uploadId" in path
+        if ending and self.conflicts:
+            self.conflicts -= 1
+            return _refusal(409, "ConditionalRequestConflict")
+        fits = {"": True, "*": not self.version}
+        if not fits.get(condition, condition == f"{self.quotes}{self.version}{self.quotes}"):
+            return _refusal(412, "PreconditionFailed")
+        self.version += 1
+        return Answer(200, b"", {"ETag": f'"{self.version}"'})
+
+
+def test_conditions_are_those_of_s3() -> None:
+    bucket = OneObject()
+    with _answering(bucket.respond) as options:
+        store = Store(options)
+        for replaces in (None, "1", ANYTHING):
+            store.publish("s3://bucket/file", b"", replaces=replaces)
+        for replaces in (None, "1"):
+            with pytest.raises(ConflictError):
+                store.publish("s3://bucket/file", b"", replaces=replaces)
+    assert bucket.asked == ["PUT *", 'PUT "1"', "PUT ", "PUT *", 'PUT "1"']
+    assert bucket.version == 3
+
+
+def test_a_write_under_way_is_waited_for() -> None:
+    bucket = OneObject(conflicts=2)
+    with _answering(bucket.respond) as options:
+        Store(options).publish("s3://bucket/file", b"", replaces=None)
+        assert bucket.asked == ["PUT *"] * 3
+        bucket.conflicts = 3
+        with pytest.raises(StoreError, match="s3://bucket/file"):
+            Store(options).publish("s3://bucket/file", b"", replaces="1")
+    assert bucket.version == 1
+
+
+def test_a_store_that_misreads_a_condition_is_asked_for_the_version() -> None:
+    """As Ceph 16, which knows ETags in If-Match without their quotes only."""
+    bucket = OneObject(version=1, quotes="")
+    with _answering(bucket.respond) as options:
+        Store(options).publish("s3://bucket/file", b"", replaces="1")
+    assert bucket.asked == ['PUT "1"', "PUT "]
+    assert bucket.version == 2
+
+
+def test_labels_that_may_not_be_seen_are_none() -> None:
+    def respond(method: str, path: str, headers: Message) -> Answer:
+        return _refusal(403, "AccessDenied")
+
+    with _answering(respond) as options:
+        assert Store(options).labels("s3://bucket/file") is None
+
+
 def test_a_body_that_breaks_off_is_asked_for_again() -> None:
     asked: list[str] = []
 
-    def respond(method: str, path: str) -> Answer:
+    def respond(method: str, path: str, headers: Message) -> Answer:
         asked.append(method)
         body = b"whole" if len(asked) == 2 else b"wh"
         return Answer(200, body, {"ETag": '"x"', "Content-Length": "5"})
@@ -605,14 +723,17 @@ def test_a_body_that_breaks_off_is_asked_for_again() -> None:
 
 def test_a_body_that_always_breaks_off_is_an_error() -> None:
     cut = Answer(200, b"wh", {"ETag": '"x"', "Content-Length": "5"})
-    with _answering(lambda method, path: cut) as options, pytest.raises(StoreError, match="file"):
+    with (
+        _answering(lambda method, path, headers: cut) as options,
+        pytest.raises(StoreError, match="file"),
+    ):
         Store(options).read("s3://bucket/file")
 
 
 def test_a_failed_multipart_upload_is_aborted() -> None:
     seen: list[str] = []
 
-    def respond(method: str, path: str) -> Answer:
+    def respond(method: str, path: str, headers: Message) -> Answer:
         query = parse_qs(urlsplit(path).query, keep_blank_values=True)
         seen.append(f"{method} {' '.join(sorted(query))}")
         if method == "POST" and "uploads" in query:
@@ -627,6 +748,66 @@ def test_a_failed_multipart_upload_is_aborted() -> None:
     assert "DELETE uploadId" in seen
     assert "POST uploadId" not in seen, "the upload must not be completed"
     assert "PUT " not in seen
+
+
+# ----------------------------------------------------------------------------------- web servers
+
+
+@contextmanager
+def _web(respond: Respond) -> Iterator[str]:
+    with _answering(respond) as options:
+        yield options["endpoint_url"]
+
+
+def test_web_servers_are_read_whole_and_in_ranges() -> None:
+    def respond(method: str, path: str, headers: Message) -> Answer:
+        if path == "/none":
+            return Answer(404)
+        if headers.get("Range") == "bytes=2-3" and path == "/ranges":
+            return Answer(206, b"23")
+        return Answer(200, b"0123456789")
+
+    # What a side says of its S3 store says nothing of web servers.
+    store = Store({"endpoint_url": "http://s3", "client_kwargs": {"region_name": "here"}})
+    with _web(respond) as web:
+        assert store.read(f"{web}/file") == b"0123456789"
+        assert store.read(f"{web}/ranges", offset=2, length=2) == b"23"
+        with pytest.raises(StoreError, match="no ranges"):
+            store.read(f"{web}/file", offset=2, length=2)
+        with pytest.raises(FileNotFoundError):
+            store.read(f"{web}/none")
+        with pytest.raises(OverLimitError, match="10 bytes, limit 9"):
+            store.read(f"{web}/file", limit=9)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "0.0.0.0"])
+def test_addresses_inside_the_network_are_refused(host: str) -> None:
+    """Where the socket is made: so after names are resolved, and for redirects too."""
+    asked: list[str] = []
+
+    def respond(method: str, path: str, headers: Message) -> Answer:
+        asked.append(method)
+        return Answer(200, b"secret")
+
+    with _web(respond) as web:
+        port = web.rpartition(":")[2]
+        store = pickle.loads(pickle.dumps(Store(public_only=True)))
+        with pytest.raises(PermissionError, match=r"no public address \(private in"):
+            store.read(f"http://{host}:{port}/file")
+    assert asked == []
+
+
+@pytest.mark.parametrize("host", ["169.254.169.254", "10.0.0.1", "[fe80::1]", "[fd00::1]"])
+def test_addresses_of_others_inside_the_network_are_refused(host: str) -> None:
+    with pytest.raises(PermissionError, match="no public address"):
+        Store(public_only=True).read(f"http://{host}/latest/meta-data")
+
+
+def test_families_that_are_not_wanted_are_not_connected() -> None:
+    store = Store(only=frozenset({"s3"}))
+    for ask in (store.read, store.exists, store.connect):
+        with pytest.raises(PermissionError, match=r"http in storage\.source\.allow"):
+            ask("https://host/file")
 
 
 # ---------------------------------------------------------------------- configuration and URIs

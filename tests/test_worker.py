@@ -17,6 +17,8 @@ from running import opened, picture, pictures, sha256
 
 from pipeline.attempts import AttemptLedger
 from pipeline.config import Encode, Limits, Policy
+from pipeline.delivery import Delivery
+from pipeline.errors import PublishError
 from pipeline.images.consistency import measure
 from pipeline.images.decode import decode
 from pipeline.models import zoo
@@ -182,6 +184,60 @@ def test_a_result_that_cannot_be_stored_is_a_failed_row(tmp_path, worker, item):
     (tmp_path / "out").write_text("a file where the folder should be")
     (row,) = outcomes(worker(), [item(path)])
     assert (row["error_code"], row["error_stage"]) == ("publish_failed", "publish")
+
+
+@pytest.fixture
+def bucket(request, swift):
+    name = "worker-" + hashlib.sha256(request.node.name.encode()).hexdigest()[:12]
+    return swift.make_bucket(name), Store(swift.options)
+
+
+def test_a_result_that_is_there_already_is_adopted(tmp_path, worker, item, bucket):
+    uri, output = bucket
+    first, second = pictures(tmp_path / "in", 2)
+    rows = [item(path, output_uri=f"{uri}/{path.name}") for path in (first, second)]
+    (made,) = outcomes(worker(output=output), rows[:1])
+    assert "adopted" not in made["warnings"]
+    version = output.stat(rows[0]["output_uri"]).version
+    adopted, other = outcomes(worker(output=output), rows)
+    assert (adopted["status"], adopted["warnings"]) == ("done", ["adopted"])
+    assert adopted["upscale_s"] is None
+    assert output.stat(rows[0]["output_uri"]).version == version
+    names = [name for name in made if name.startswith(("source", "output")) or name == "scale"]
+    assert {name: adopted[name] for name in names} == {name: made[name] for name in names}
+    assert other["status"] == "done"
+    assert "adopted" not in other["warnings"]
+
+
+def test_older_results_are_replaced_and_foreign_objects_are_not(tmp_path, worker, item, bucket):
+    uri, output = bucket
+    (path,) = pictures(tmp_path / "in", 1)
+    row = item(path, output_uri=f"{uri}/p.png")
+    older, newer = worker(output=output), worker(output=output, recipe="newer", scale=3)
+    for one, width in ((older, 64), (newer, 96)):
+        (made,) = outcomes(one, [row])
+        assert (made["status"], made["output_width"]) == ("done", width)
+        assert sha256(output.read(row["output_uri"])) == made["output_sha256"]
+    output.publish(row["output_uri"], b"precious")
+    (failed,) = outcomes(older, [row])
+    assert (failed["error_code"], failed["error_class"]) == ("output_exists", "transient")
+    assert "is no result of ours" in failed["error_message"]
+    assert "fetch_s" not in {name for name, value in failed.items() if value is not None}
+    assert output.read(row["output_uri"]) == b"precious"
+
+
+def test_whoever_publishes_first_wins(tmp_path, item, bucket):
+    uri, output = bucket
+    one = Item.from_row(item(tmp_path / "a.png", output_uri=f"{uri}/a.png"))
+    mine, theirs = Delivery(output, "mine"), Delivery(output, "theirs")
+    there = mine.there(one)
+    assert mine.publish(one, b"first", there) == (b"first", ())
+    assert mine.publish(one, b"second", there) == (b"first", ("adopted",))
+    with pytest.raises(PublishError, match="wanted nothing there") as caught:
+        theirs.publish(one, b"third", there)
+    assert caught.value.code == "output_changed"
+    assert theirs.publish(one, b"fourth", theirs.there(one)) == (b"fourth", ())
+    assert output.read(one.output_uri) == b"fourth"
 
 
 def test_a_name_that_disagrees_with_the_header_is_recorded(tmp_path, worker, item):

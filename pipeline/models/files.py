@@ -14,7 +14,8 @@ from urllib.error import HTTPError
 from filelock import FileLock, Timeout
 
 from pipeline.errors import ConfigError
-from pipeline.storage import Store, absolute, is_local, redact, scheme
+from pipeline.storage import Store
+from pipeline.uris import absolute, is_local, redact, scheme
 
 _ATTEMPTS = 4
 _FIRST_BACKOFF_S = 0.5

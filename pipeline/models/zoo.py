@@ -20,7 +20,8 @@ import yaml
 
 from pipeline.errors import ConfigError
 from pipeline.models.files import ModelFile, check_sha256, fetch, local_path, sha256_of
-from pipeline.storage import Store, absolute, is_local, redact
+from pipeline.storage import Store
+from pipeline.uris import absolute, is_local, redact
 
 if TYPE_CHECKING:
     from pipeline.models.layouts import Generator

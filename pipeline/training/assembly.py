@@ -13,7 +13,7 @@ from pipeline.models.files import fetch
 from pipeline.models.layouts import Generator, Shape
 from pipeline.models.rrdbnet import RRDBNet, RRDBNetShape
 from pipeline.models.srvgg import SRVGGNetCompact, SRVGGShape
-from pipeline.storage import Store, redact
+from pipeline.storage import Store
 from pipeline.training.config import TrainConfig
 from pipeline.training.discriminator import (
     UNetDiscriminator,
@@ -22,6 +22,7 @@ from pipeline.training.discriminator import (
 )
 from pipeline.training.losses import Perceptual
 from pipeline.training.trainer import Critics, Place, Trainer
+from pipeline.uris import redact
 
 # He's initialisation is too strong for sums of many blocks (X. Wang et al., "ESRGAN", 2018).
 _GAIN = 0.1

@@ -22,11 +22,12 @@ from pipeline.models import zoo
 from pipeline.models.zoo import ModelSpec
 from pipeline.report.summary import DONE
 from pipeline.session import auto_precision
-from pipeline.storage import Store, redact
+from pipeline.storage import Store
 from pipeline.training import pairs, quality
 from pipeline.training.pairs import Degrading, Pair
 from pipeline.training.quality import Quality
 from pipeline.training.sheet import most_detailed, resize, sheet
+from pipeline.uris import redact
 
 if TYPE_CHECKING:
     from pipeline.engine.upscaler import Upscaler

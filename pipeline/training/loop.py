@@ -20,7 +20,7 @@ import torch
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-from pipeline import storage
+from pipeline import uris
 from pipeline.cluster import Cluster, actor_here, connect
 from pipeline.errors import ConfigError, FatalError, PipelineError
 from pipeline.report.summary import DONE, STOPPED
@@ -58,7 +58,7 @@ def run(config: TrainConfig) -> int:
             ray.shutdown()
             checkpoints.store.sweep()  # what a killed worker was publishing
     step = _step(checkpoints)
-    model = storage.join(config.output, "model.safetensors")
+    model = uris.join(config.output, "model.safetensors")
     print(f"step {step} of {config.iterations}, generator {model}")
     return DONE if step >= config.iterations else STOPPED
 
@@ -111,13 +111,13 @@ def _in_a_thread(call: Callable[[], Any]) -> Future[Any]:
 
 def located(config: TrainConfig) -> TrainConfig:
     """With absolute paths: Ray Train gives each worker a working directory of its own."""
-    update: dict[str, Any] = {"output": storage.absolute(config.output)}
+    update: dict[str, Any] = {"output": uris.absolute(config.output)}
     if config.start is not None and os.path.exists(os.path.expanduser(config.start)):
-        update["start"] = storage.absolute(config.start)  # else a name or a URI
+        update["start"] = uris.absolute(config.start)  # else a name or a URI
     if config.start_discriminator is not None:
-        update["start_discriminator"] = storage.absolute(config.start_discriminator)
+        update["start_discriminator"] = uris.absolute(config.start_discriminator)
     if config.losses.vgg19 is not None:
-        file = storage.absolute(config.losses.vgg19)
+        file = uris.absolute(config.losses.vgg19)
         update["losses"] = config.losses.model_copy(update={"vgg19": file})
     return config.model_copy(update=update)
 

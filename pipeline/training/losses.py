@@ -18,7 +18,8 @@ from torch.nn import functional
 from pipeline.errors import ConfigError
 from pipeline.models import formats
 from pipeline.models.files import ModelFile, fetch, local_path
-from pipeline.storage import Store, absolute, redact
+from pipeline.storage import Store
+from pipeline.uris import absolute, redact
 
 # torchvision's release; its name holds the first digits of the hash. Size and whole hash agree
 # over five public projects that pin it.

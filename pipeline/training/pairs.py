@@ -12,14 +12,15 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline import storage
+from pipeline import uris
 from pipeline.config import Limits, Policy, Scan
 from pipeline.errors import ConfigError, ItemError
 from pipeline.images.decode import decode
 from pipeline.images.image import Pixels, eight_bit
-from pipeline.storage import Store, redact
+from pipeline.storage import Store
 from pipeline.training.quality import WINDOW
 from pipeline.training.sheet import resize
+from pipeline.uris import redact
 
 Degrading = Literal["bicubic", "second_order"]
 
@@ -58,7 +59,7 @@ def in_set(store: Store, uri: str, scale: int) -> tuple[str, str]:
                 f"{len(chosen or fitting)} folders of {redact(uri)} may hold the {kind} of x{scale}"
                 f"; name them by --targets and --inputs (found: {among})"
             )
-        found.append(storage.join(storage.absolute(uri), chosen[0]))
+        found.append(uris.join(uris.absolute(uri), chosen[0]))
     return found[0], found[1]
 
 
@@ -164,8 +165,8 @@ def _check_fit(given: Pixels, target: Pixels, scale: int, pair: Pair) -> None:
 
 def _pictures(store: Store, uri: str) -> dict[str, str]:
     """URIs by their paths below a folder, without what is hidden. Raises ConfigError of none."""
-    root = storage.absolute(uri)
-    below = {storage.below(file.uri, root) or "": file.uri for file in store.list(f"{root}/")}
+    root = uris.absolute(uri)
+    below = {uris.below(file.uri, root) or "": file.uri for file in store.list(f"{root}/")}
     found = {
         path: whole
         for path, whole in below.items()

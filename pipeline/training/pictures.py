@@ -9,7 +9,7 @@ from typing import Literal, cast
 
 import numpy as np
 
-from pipeline import manifest, storage
+from pipeline import manifest, uris
 from pipeline.config import Limits, Policy, Scan
 from pipeline.errors import ConfigError, ItemError, PipelineError
 from pipeline.images.decode import decode
@@ -127,7 +127,7 @@ def _listed(config: TrainConfig, uri: str, store: Store) -> Pictures:
 def _lines(uri: str, store: Store) -> list[str]:
     """Without blank ones and what surrounds them."""
     try:
-        text = store.read(storage.absolute(uri)).decode("utf-8-sig")
+        text = store.read(uris.absolute(uri)).decode("utf-8-sig")
     except FileNotFoundError as error:
         raise ConfigError(f"there is no list {uri} (images)") from error
     except UnicodeDecodeError as error:
@@ -140,7 +140,7 @@ def _lines(uri: str, store: Store) -> list[str]:
 
 def _below(root: str, path: str, uri: str) -> File:
     try:
-        return File(storage.join(storage.absolute(root), path))
+        return File(uris.join(uris.absolute(root), path))
     except ValueError as error:
         raise ConfigError(f"{uri}: {error} (images, root)") from error
 

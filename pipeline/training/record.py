@@ -19,7 +19,7 @@ import torch
 from tensorboardX import SummaryWriter
 from torch import Tensor
 
-from pipeline import storage
+from pipeline import uris
 from pipeline.errors import FatalError
 from pipeline.training import state, validation
 from pipeline.training.state import Checkpoints
@@ -136,10 +136,10 @@ class Record:
 
     def _earlier(self) -> list[dict[str, Any]]:
         try:
-            data = self._store.read(storage.join(self._output, "metrics.jsonl"))
+            data = self._store.read(uris.join(self._output, "metrics.jsonl"))
         except FileNotFoundError:
             return []
         return [json.loads(line) for line in data.splitlines()]
 
     def _publish(self, name: str, data: bytes, content_type: str | None = None) -> None:
-        self._store.publish(storage.join(self._output, name), data, content_type=content_type)
+        self._store.publish(uris.join(self._output, name), data, content_type=content_type)

@@ -22,7 +22,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from pipeline import storage
+from pipeline import storage, uris
 from pipeline.errors import ConfigError, FatalError
 from pipeline.models.layouts import shape_to_dict
 from pipeline.storage import Store
@@ -39,20 +39,20 @@ class Checkpoints:
 
     def __init__(self, store: Store, output: str, *, keep: int) -> None:
         self.store, self.output, self._keep = store, output, keep
-        self._root = storage.join(output, "checkpoints")
+        self._root = uris.join(output, "checkpoints")
 
     @classmethod
     def of(cls, config: TrainConfig) -> "Checkpoints":
         """Those at the configured output. Local files are staged in one folder below it."""
-        output = storage.absolute(config.output)
-        local = storage.is_local(output)
-        staging = storage.join(output, storage.STAGING) if local else None
+        output = uris.absolute(config.output)
+        local = uris.is_local(output)
+        staging = uris.join(output, storage.STAGING) if local else None
         store = Store(config.storage.output.fsspec_options(), staging=staging)
         return cls(store, output, keep=config.keep)
 
     def settle(self, config: TrainConfig) -> None:
         """Notes what the training is. Raises ConfigError where the output has another one."""
-        uri = storage.join(self.output, "config.yaml")
+        uri = uris.join(self.output, "config.yaml")
         if self.latest() is not None:
             asked, before = (
                 yaml.safe_load(known.recipe())
@@ -77,7 +77,7 @@ class Checkpoints:
 
     def _whole(self) -> list[dict[str, Any]]:
         """What is known of those that are kept, the last first."""
-        uri = storage.join(self._root, "latest.json")
+        uri = uris.join(self._root, "latest.json")
         try:
             return json.loads(self.store.read(uri))
         except FileNotFoundError:
@@ -90,7 +90,7 @@ class Checkpoints:
         if place.rank == 0:
             files["networks.safetensors"] = save_tensors(networks(trainer))
         for name, data in files.items():
-            self.store.publish(storage.join(self._root, f"{slot}/{name}"), data)
+            self.store.publish(uris.join(self._root, f"{slot}/{name}"), data)
         return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
 
     def complete(self, step: int, files: Mapping[str, str]) -> None:
@@ -98,7 +98,7 @@ class Checkpoints:
         facts = {"step": step, "slot": self._slot(), "files": dict(files)}
         # The oldest was in the slot that has just been written.
         whole = [facts, *self._whole()][: self._keep]
-        uri = storage.join(self._root, "latest.json")
+        uri = uris.join(self._root, "latest.json")
         self.store.publish(uri, json.dumps(whole, indent=1).encode())
 
     def restore(self, trainer: Trainer) -> list[str]:
@@ -126,7 +126,7 @@ class Checkpoints:
         return 0 if facts is None else (facts["slot"] + 1) % self._keep
 
     def _read(self, facts: Mapping[str, Any], name: str) -> dict[str, Tensor]:
-        uri = storage.join(self._root, f"{facts['slot']}/{name}")
+        uri = uris.join(self._root, f"{facts['slot']}/{name}")
         try:
             data = self.store.read(uri)
         except FileNotFoundError as error:

@@ -1,0 +1,81 @@
+"""How a result gets to its place: by a look at what is there, and on condition of it.
+
+An object says whose result it is by two labels, so three cases can be told apart: the very result,
+published by an attempt that did not live to say so; an older result of ours, which is replaced; and
+somebody else's object, which is not. Local disks keep no labels: there a result replaces whatever
+is at its place, whole and at once.
+"""
+
+from pipeline.errors import PublishError
+from pipeline.images.encode import CONTENT_TYPES
+from pipeline.records import Item
+from pipeline.storage import Labels, Store
+from pipeline.store_errors import ConflictError, said
+from pipeline.uris import redact
+
+_ITEM, _RECIPE = "remaster-item", "remaster-recipe"
+
+
+class Delivery:
+    """Publishes the results of one recipe. May be used from many threads at once."""
+
+    def __init__(self, store: Store, recipe: str) -> None:
+        self._store = store
+        self._recipe = recipe
+
+    def there(self, item: Item) -> Labels | None:
+        """What is at the result's place, as far as can be known: nothing, or a result of ours.
+
+        Raises PublishError for somebody else's object.
+        """
+        try:
+            there = self._store.labels(item.output_uri)
+        except OSError as error:
+            raise PublishError("publish_failed", said(error)) from error
+        if there and _ITEM not in there.metadata:
+            raise PublishError(
+                "output_exists",
+                f"{redact(item.output_uri)} (version {there.version}) is no result of ours: move "
+                "it away, or choose another place (output)",
+            )
+        return there
+
+    def is_made(self, item: Item, there: Labels | None) -> bool:
+        """Whether it is the very result: the same item by the same recipe."""
+        return there is not None and self._labels(item).items() <= there.metadata.items()
+
+    def read_back(self, item: Item) -> bytes:
+        """The result that is there. Raises PublishError."""
+        try:
+            return self._store.read(item.output_uri)
+        except OSError as error:
+            raise PublishError("publish_failed", said(error)) from error
+
+    def publish(
+        self, item: Item, file: bytes, there: Labels | None
+    ) -> tuple[bytes, tuple[str, ...]]:
+        """Puts the result in place of what was there; raises PublishError.
+
+        What is there then, and warnings: where another attempt of the same item was faster, its
+        result stays.
+        """
+        try:
+            self._store.publish(
+                item.output_uri,
+                file,
+                content_type=CONTENT_TYPES[item.output_format],
+                metadata=self._labels(item),
+                replaces=there.version if there else None,
+            )
+        except ConflictError as error:
+            if not self.is_made(item, self.there(item)):
+                raise PublishError("output_changed", said(error)) from error
+            return self.read_back(item), ("adopted",)
+        except PermissionError as error:
+            raise PublishError("publish_denied", said(error)) from error
+        except OSError as error:
+            raise PublishError("publish_failed", said(error)) from error
+        return file, ()
+
+    def _labels(self, item: Item) -> dict[str, str]:
+        return {_ITEM: item.item_id, _RECIPE: self._recipe}
