@@ -8,7 +8,6 @@ import torch.multiprocessing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import advance, config, crops, everything, trainer
-from torch.nn import functional
 
 from pipeline.errors import ConfigError, FatalError
 from pipeline.models import checkpoints
@@ -222,20 +221,6 @@ def test_two_workers_are_one_with_twice_the_lanes(tmp_path, stage):
 
 
 # ----------------------------------------------------------------------- what it begins and ends
-
-
-@pytest.mark.parametrize("scale", [1, 2, 4])
-@pytest.mark.parametrize("activation", ["prelu", "relu", "leakyrelu"])
-def test_a_new_compact_network_begins_as_bilinear_enlargement(scale, activation):
-    shape = {"architecture": "SRVGGNetCompact", "features": 16, "convs": 6}
-    asked = config(generator=shape | {"scale": scale, "activation": activation})
-    network = assembly.generator(asked)
-    x_bchw = torch.rand(1, 3, 12, 9, generator=torch.Generator().manual_seed(0))
-    wanted = functional.interpolate(x_bchw, scale_factor=scale, mode="bilinear")
-    inside = (..., slice(scale, -scale), slice(scale, -scale))
-    torch.testing.assert_close(network(x_bchw)[inside], wanted[inside], rtol=0, atol=1e-5)
-    features = network.body[:-1](x_bchw)
-    assert features[:, 3:].std() > 0.1  # there is what it can learn from
 
 
 def test_lanes_may_be_clean():
