@@ -15,6 +15,8 @@ _STAGES = ("fetch", "decode", "upscale", "encode", "publish")
 _BUSY = 0.85
 # A stage that takes less than this share of the device's seconds bounds nothing.
 _NOTABLE = 0.1
+# A run in which the workers had work for less than this share of the time was mostly Ray's start.
+_SHORT = 0.5
 _REMEDIES = {
     "fetch": "more sources at once (workers.fetches), or a store that is nearer",
     "decode": "more cores for each worker (workers.count, or nodes with more of them)",
@@ -30,13 +32,19 @@ class Shift:
 
     started: datetime
     ended: datetime
-    busy_s: float = 0.0
-    """Seconds that its device worked."""
+    worked_s: float = 0.0
+    """Seconds that its device worked, of all pictures added up."""
 
     @property
     def seconds(self) -> float:
         """From the first fetch to the last publish."""
         return (self.ended - self.started).total_seconds()
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds that its device worked: a picture that began alone has all threads of a CPU, also
+        when others join it, which makes more than there is."""
+        return min(self.worked_s, self.seconds)
 
     @property
     def share(self) -> float:
@@ -79,7 +87,7 @@ class Tally:
             return
         shift = self.shifts.setdefault(row["worker"], Shift(started, ended))
         shift.started, shift.ended = min(shift.started, started), max(shift.ended, ended)
-        shift.busy_s += row["upscale_s"] or 0.0
+        shift.worked_s += row["upscale_s"] or 0.0
 
     def device_seconds(self) -> tuple[float, float]:
         """Seconds that devices worked, and those from first fetch to last publish, of all
@@ -180,6 +188,12 @@ class Summary:
         Stages overlap, so a device that works all the time is the bound, whatever the others take;
         else it is what takes longest beside it, as many pictures at once as there may be.
         """
+        at_work = max((worker["seconds"] for worker in self.device_busy.values()), default=0.0)
+        if at_work < _SHORT * self.wall_s:
+            return (
+                f"{self.wall_s - at_work:.0f} of {self.wall_s:.0f} s were the start and the end: "
+                "more pictures in a run"
+            )
         busy = f"devices busy {self.device_busy_share:.0%} of the time"
         if self.device_busy_share >= _BUSY:
             return f"{busy}: {_REMEDIES['upscale']}"
