@@ -31,6 +31,7 @@ from pipeline.training.trainer import Trainer
 
 # Of a recipe, what may change from one run of a training to the next.
 _FREE = {"adam", "iterations"}
+_PICTURES = {"images", "root", "pairs"}  # their place may change, and there may be more of them
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of Adam
 
 
@@ -50,25 +51,31 @@ class Checkpoints:
         store = Store(config.storage.output.fsspec_options(), staging=staging)
         return cls(store, output, keep=config.keep)
 
-    def settle(self, config: TrainConfig) -> None:
-        """Notes what the training is. Raises ConfigError where the output has another one."""
-        uri = storage.join(self.output, "config.yaml")
+    def settle(self, config: TrainConfig) -> list[str]:
+        """Notes what the training is. Returns what has changed of what may.
+
+        Raises ConfigError where the output has another training.
+        """
+        uri, changed = storage.join(self.output, "config.yaml"), dict[str, str]()
         if self.latest() is not None:
+            earlier = TrainConfig.load(None, yaml.safe_load(self.store.read(uri)))
             asked, before = (
-                yaml.safe_load(known.recipe())
-                for known in (config, TrainConfig.load(None, yaml.safe_load(self.store.read(uri))))
+                yaml.safe_load(known.recipe()) | known.model_dump(include=_PICTURES)
+                for known in (config, earlier)
             )
-            changed = [
-                f"{name}: {before[name]} before, {value} now"
+            changed = {
+                name: f"{name}: {before[name]} before, {value} now"
                 for name, value in asked.items()
-                if name not in _FREE and value != before[name]
-            ]
-            if changed:
+                if value != before[name]
+            }
+            refused = [text for name, text in changed.items() if name not in _FREE | _PICTURES]
+            if refused:
                 raise ConfigError(
-                    f"{self.output} has a training with other settings: {'; '.join(changed)}. "
+                    f"{self.output} has a training with other settings: {'; '.join(refused)}. "
                     "Keep them, or give another output (and start from its model.safetensors)"
                 )
         self.store.publish(uri, config.to_yaml().encode(), content_type="application/yaml")
+        return list(changed.values())
 
     def latest(self) -> dict[str, Any] | None:
         """What is known of the last one: step, slot and files with their sha256."""

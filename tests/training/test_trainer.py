@@ -178,9 +178,10 @@ def harm(file, damage):
 
 def test_an_output_holds_one_training(tmp_path):
     kept = Checkpoints(Store(), str(tmp_path), keep=2)
-    kept.settle(config(seed=1))
+    assert kept.settle(config(seed=1)) == []
     kept.complete(0, kept.save_part(trainer(config())))
-    kept.settle(config(seed=1, iterations=99, workers={"count": 2}))
+    changed = kept.settle(config(seed=1, iterations=99, images="more", workers={"count": 2}))
+    assert sorted(changed) == ["images: in before, more now", "iterations: 10 before, 99 now"]
     with pytest.raises(ConfigError, match="seed: 1 before, 2 now"):
         kept.settle(config(seed=2))
 
