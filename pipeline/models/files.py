@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from pipeline.errors import ConfigError
 from pipeline.storage import Store, absolute, is_local, redact, scheme
 
-PACKAGED = "package:"
+PACKAGED = "package://"
 """Begins the URI of a file that comes with this package, wherever a node has it installed."""
 
 _ATTEMPTS = 4

@@ -47,7 +47,7 @@ class ZooEntry:
     @property
     def file(self) -> str:
         """The file's name, here and in a folder of models."""
-        return re.split("[:/]", self.uri)[-1]
+        return self.uri.rpartition("/")[2]
 
 
 def _released(tail: str, size: int, sha256: str, **facts: Any) -> ZooEntry:

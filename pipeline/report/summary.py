@@ -96,6 +96,15 @@ class Tally:
         return sum(shift.busy_s for shift in shifts), sum(shift.seconds for shift in shifts)
 
     @property
+    def work_s(self) -> float:
+        """From the first fetch to the last publish of any worker."""
+        shifts = self.shifts.values()
+        if not shifts:
+            return 0.0
+        ended = max(shift.ended for shift in shifts)
+        return (ended - min(shift.started for shift in shifts)).total_seconds()
+
+    @property
     def seen(self) -> int:
         """Rows counted."""
         return self.done + self.failed + self.skipped
@@ -144,6 +153,8 @@ class Summary:
     failures: dict[str, int]
     workers: int
     wall_s: float
+    work_s: float
+    """From the first fetch to the last publish of any worker."""
     stage_s: dict[str, float]
     at_once: dict[str, float]
     """Of the stages beside the device, how many pictures may be in each, in all workers."""
@@ -188,12 +199,10 @@ class Summary:
         Stages overlap, so a device that works all the time is the bound, whatever the others take;
         else it is what takes longest beside it, as many pictures at once as there may be.
         """
-        at_work = max((worker["seconds"] for worker in self.device_busy.values()), default=0.0)
-        if at_work < _SHORT * self.wall_s:
-            return (
-                f"{self.wall_s - at_work:.0f} of {self.wall_s:.0f} s were the start and the end: "
-                "more pictures in a run"
-            )
+        if self.work_s < _SHORT * self.wall_s:
+            idle_s = self.wall_s - self.work_s
+            times = f"{idle_s:.0f} of {self.wall_s:.0f} s"
+            return f"{times} were the start and the end: more pictures in a run"
         busy = f"devices busy {self.device_busy_share:.0%} of the time"
         if self.device_busy_share >= _BUSY:
             return f"{busy}: {_REMEDIES['upscale']}"

@@ -46,15 +46,16 @@ def run(config: TrainConfig) -> int:
     try:
         found, looked_at = validation.divide(pictures.find(config), config)
         checkpoints = Checkpoints.of(config)
-        changed = checkpoints.settle(config)
+        changed = checkpoints.changes(config)
         assembly.build(config, Place(torch.device("cpu")))  # what cannot be had is known here
+        checkpoints.note(config)
     except OSError as error:  # a store that does not answer, or not to us
         raise ConfigError(str(error)) from error
     step = _step(checkpoints)
     for text in changed:
         print(f"changed since step {step}: {text}")
     if step >= config.iterations:
-        print("finished before; more iterations go on (iterations)")
+        print("already finished; more --iterations go on")
     else:
         cluster = connect()
         try:
@@ -308,7 +309,7 @@ def work(told: Mapping[str, Any]) -> None:
 def _work(config: TrainConfig, told: Mapping[str, Any], line: Line) -> None:
     place = _place(config, told["device"])
     trainer, checkpoints = assembly.build(config, place), Checkpoints.of(config)
-    passed = checkpoints.restore(trainer)
+    passed = _restore(trainer, checkpoints)
     if place.rank == 0:
         for text in passed:
             line.say(text)
@@ -338,6 +339,20 @@ def _work(config: TrainConfig, told: Mapping[str, Any], line: Line) -> None:
                 save(trainer, checkpoints, record)
     if record is not None:
         record.close()
+
+
+def _restore(trainer: Trainer, checkpoints: Checkpoints) -> list[str]:
+    """See `Checkpoints.restore`. Raises FatalError unless all workers go on from the same step."""
+    passed = checkpoints.restore(trainer)
+    if trainer.place.world > 1:
+        steps: list[Any] = [None] * trainer.place.world
+        torch.distributed.all_gather_object(steps, trainer.step)
+        if len(set(steps)) > 1:
+            raise FatalError(
+                f"the workers can read different checkpoints, of steps {sorted(set(steps))}: "
+                "is the output on a storage that all of them share? (output)"
+            )
+    return passed
 
 
 def save(trainer: Trainer, checkpoints: Checkpoints, record: Record | None) -> None:

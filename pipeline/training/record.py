@@ -38,7 +38,8 @@ class Record:
         """cases: what is validated. pictures: the digest of those that are learnt from."""
         self._trainer, self._cases, self._pictures = trainer, cases, pictures
         self._store, self._output = checkpoints.store, checkpoints.output
-        self._lines = [line for line in self._earlier() if line["step"] <= trainer.step]
+        earlier = self._earlier() if trainer.step else []
+        self._lines = [line for line in earlier if line["step"] <= trainer.step]
         self._losses = list[Mapping[str, Tensor]]()
         self._since, self._waited_s = time.monotonic(), trainer.waited_s
         self._folder = tempfile.TemporaryDirectory(prefix="remaster-tensorboard-")

@@ -10,8 +10,10 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -115,6 +117,12 @@ def test_the_model_in_the_box_says_what_it_is() -> None:
     assert OURS.sha256 in card
     assert said["step"] in card.replace(",", "")
     assert str(ROOT) not in repr(said)
+
+
+def test_a_wheel_has_the_model_in_the_box() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    wanted = settings["package-data"]["pipeline"]
+    assert any(fnmatch(f"models/weights/{OURS.file}", pattern) for pattern in wanted)
 
 
 def contains(made: object, asked: object) -> bool:
