@@ -116,6 +116,7 @@ def run(command: str, arguments: Sequence[str]) -> int:
         print(f"{command}: {redact(str(error))}", file=sys.stderr)
         return CRASHED
     except KeyboardInterrupt:
+        print(f"{command}: interrupted", file=sys.stderr)
         return STOPPED
 
 

@@ -246,7 +246,7 @@ class UpscaleConfig(CommandConfig):
     )
     output: str = Field(description="folder or prefix that the results are published under")
     model: str = Field(
-        default="realesr-animevideov3",
+        default="remaster-compact-x4",
         description="zoo name, checkpoint path or URI, or model YAML",
     )
     model_sha256: str | None = Field(

@@ -404,6 +404,7 @@ def _summarise(
         wall_s=wall_s,
         stage_s=tally.stage_s,
         at_once=_at_once(session, crew),
+        work_s=tally.work_s,
         device_busy_s=busy_s,
         device_busy_share=busy_s / shift_s if shift_s else 0.0,
         device_busy={

@@ -73,7 +73,7 @@ def read(
     uri = uris.absolute(config.manifest)
     files = list(store.list(uri))
     if not files:
-        raise ConfigError(f"there is no file at the manifest {uri} ({key})")
+        raise ConfigError(f"there is no file at or below {uri} ({key})")
     root = _root(uri, files)
     images = [file for file in files if _is_image(file.uri, config.scan.suffixes)]
     if images or not any(_is_table(file.uri) for file in files):

@@ -149,7 +149,8 @@ def remaining(
         old = known.filter(_true(other))["known_recipe"][0].as_py()
         raise ConfigError(
             f"{others} results in this output were made otherwise ({difference(old)}): "
-            "on_change keep counts them as done, redo makes them again"
+            "--on-change keep counts them as done, --on-change redo makes them again; or give "
+            "another --output"
         )
     done = has_result if on_change == "keep" else pc.and_(has_result, mine)
     failed = pc.and_(pc.and_(same, mine), pc.equal(known["status"], "failed"))

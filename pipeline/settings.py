@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from pipeline.errors import ConfigError
+from pipeline.uris import redact
 
 if TYPE_CHECKING:
     from pydantic_settings import BaseSettings

@@ -17,11 +17,15 @@ from pipeline.errors import ConfigError
 from pipeline.storage import Store
 from pipeline.uris import absolute, is_local, redact, scheme
 
+PACKAGED = "package://"
+"""Begins the URI of a file that comes with this package, wherever a node has it installed."""
+
 _ATTEMPTS = 4
 _FIRST_BACKOFF_S = 0.5
 _TIMEOUT_S = 60.0
 _LOCK_TIMEOUT_S = 1800.0
 _CHUNK_BYTES = 1 << 20
+_IN_THE_BOX = Path(__file__).with_name("weights")
 _MAX_BYTES = 4 << 30  # of a download whose size nobody has pinned
 _WORTH_RETRYING = frozenset((408, 425, 429, 500, 502, 503, 504))
 
@@ -46,8 +50,8 @@ def local_path(file: ModelFile, store: Store, cache_dir: Path) -> Path:
     Raises ConfigError with both hashes when there is another file in its place, and when it cannot
     be had.
     """
-    for path in (Path(absolute(uri)) for uri in file.uris if is_local(uri)):
-        if os.path.isfile(path):
+    for path in map(_on_disk, file.uris):
+        if path is not None and os.path.isfile(path):
             check_sha256(str(path), sha256_of(path), file.sha256)
             return path
     cached = cache_dir / file.sha256 / file.name
@@ -66,6 +70,13 @@ def local_path(file: ModelFile, store: Store, cache_dir: Path) -> Path:
     except OSError as error:
         raise ConfigError(f"cannot keep weights in {cache_dir}: {_reason(error)}") from error
     return cached
+
+
+def _on_disk(uri: str) -> Path | None:
+    """Where a file is on this node without being fetched; None for a remote one."""
+    if uri.startswith(PACKAGED):
+        return _IN_THE_BOX / uri.removeprefix(PACKAGED)
+    return Path(absolute(uri)) if is_local(uri) else None
 
 
 def _is_whole(cached: Path, file: ModelFile) -> bool:
@@ -107,7 +118,7 @@ def _publish(path: Path, data: bytes) -> None:
 
 def _fetch_first(file: ModelFile, store: Store) -> bytes:
     """The file from the first of its places that has it."""
-    for uri in (uri for uri in file.uris if not is_local(uri)):
+    for uri in (uri for uri in file.uris if _on_disk(uri) is None):
         data = fetch(uri, store, file.bytes)
         if data is not None:
             check_sha256(redact(uri), hashlib.sha256(data).hexdigest(), file.sha256)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 import yaml
 
 from pipeline.errors import ConfigError
-from pipeline.models.files import ModelFile, check_sha256, fetch, local_path, sha256_of
+from pipeline.models.files import PACKAGED, ModelFile, check_sha256, fetch, local_path, sha256_of
 from pipeline.storage import Store
 from pipeline.uris import absolute, is_local, redact
 
@@ -33,10 +33,10 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ZooEntry:
-    """A released file of weights. scale: the network's own factor."""
+    """A released file of weights. uri: of its release. scale: the network's own factor."""
 
     name: str
-    url: str
+    uri: str
     bytes: int
     sha256: str
     licence: str
@@ -48,19 +48,30 @@ class ZooEntry:
     @property
     def file(self) -> str:
         """The file's name, here and in a folder of models."""
-        return self.url.rpartition("/")[2]
+        return self.uri.rpartition("/")[2]
 
 
 def _released(tail: str, size: int, sha256: str, **facts: Any) -> ZooEntry:
     name = tail.rpartition("/")[2].removesuffix(".pth")
-    url = f"{_RELEASES}/{tail}"
-    return ZooEntry(name=name, url=url, bytes=size, sha256=sha256, licence="BSD-3-Clause", **facts)
+    uri = f"{_RELEASES}/{tail}"
+    return ZooEntry(name=name, uri=uri, bytes=size, sha256=sha256, licence="BSD-3-Clause", **facts)
 
 
-# Sizes and hashes agree over OpenModelDB and at least three independent registries. Left out,
-# because a download could not be verified: ESRGAN_SRx4_DF2KOST_official, of whose hash only the
-# beginning (ff704c30) is published, and the discriminators *_netD, of which nothing is.
+# Sizes and hashes of releases agree over OpenModelDB and at least three independent registries.
+# Left out, because a download could not be verified: ESRGAN_SRx4_DF2KOST_official, of whose hash
+# only the beginning (ff704c30) is published, and the discriminators *_netD, of which nothing is.
 _ENTRIES = (
+    ZooEntry(
+        name="remaster-compact-x4",
+        uri=f"{PACKAGED}remaster-compact-x4.safetensors",
+        bytes=1_094_296,
+        sha256="9ba16c49130abc855e28a357ae37ef541e92ed964887fcb1ef894f9bc9431fba",
+        licence="Apache-2.0",
+        scale=4,
+        architecture="SRVGG 48/12",
+        parameters=272_160,
+        purpose="photos, fast; comes with Remaster, trained by it",
+    ),
     _released(
         "v0.1.0/RealESRGAN_x4plus.pth",
         67_040_989,
@@ -244,9 +255,9 @@ def _from_zoo(entry: ZooEntry, models_uri: str | None, denoise: float | None) ->
 
 
 def _zoo_file(entry: ZooEntry, models_uri: str | None) -> ModelFile:
-    uris = (entry.url,)
+    uris = (entry.uri,)
     if models_uri:
-        uris = (f"{absolute(models_uri)}/{entry.file}", entry.url)
+        uris = (f"{absolute(models_uri)}/{entry.file}", entry.uri)
     return ModelFile(name=entry.file, uris=uris, sha256=entry.sha256, bytes=entry.bytes)
 
 

@@ -38,6 +38,8 @@ class Progress:
         """For example `12/200 done, 1.9 img/s, 0.7 Mpx/s, 1 failed, 1:39 left`."""
         tally, now = self._tally, time.monotonic()
         seconds = now - self._start
+        if not tally.seen:
+            return f"0/{self._total} done, waiting for the first results ({seconds:.0f} s)"
         speed = f"{tally.seen / seconds:.1f} img/s, {self._rates(seconds)}"
         return f"{tally.seen}/{self._total} done, {speed}, {self._left(now)} left"
 

@@ -15,6 +15,8 @@ _STAGES = ("fetch", "decode", "upscale", "encode", "publish")
 _BUSY = 0.85
 # A stage that takes less than this share of the device's seconds bounds nothing.
 _NOTABLE = 0.1
+# A run in which the workers had work for less than this share of the time was mostly Ray's start.
+_SHORT = 0.5
 _REMEDIES = {
     "fetch": "more sources at once (workers.fetches), or a store that is nearer",
     "decode": "more cores for each worker (workers.count, or nodes with more of them)",
@@ -30,13 +32,19 @@ class Shift:
 
     started: datetime
     ended: datetime
-    busy_s: float = 0.0
-    """Seconds that its device worked."""
+    worked_s: float = 0.0
+    """Seconds that its device worked, of all pictures added up."""
 
     @property
     def seconds(self) -> float:
         """From the first fetch to the last publish."""
         return (self.ended - self.started).total_seconds()
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds that its device worked: a picture that began alone has all threads of a CPU, also
+        when others join it, which makes more than there is."""
+        return min(self.worked_s, self.seconds)
 
     @property
     def share(self) -> float:
@@ -79,13 +87,22 @@ class Tally:
             return
         shift = self.shifts.setdefault(row["worker"], Shift(started, ended))
         shift.started, shift.ended = min(shift.started, started), max(shift.ended, ended)
-        shift.busy_s += row["upscale_s"] or 0.0
+        shift.worked_s += row["upscale_s"] or 0.0
 
     def device_seconds(self) -> tuple[float, float]:
         """Seconds that devices worked, and those from first fetch to last publish, of all
         workers."""
         shifts = self.shifts.values()
         return sum(shift.busy_s for shift in shifts), sum(shift.seconds for shift in shifts)
+
+    @property
+    def work_s(self) -> float:
+        """From the first fetch to the last publish of any worker."""
+        shifts = self.shifts.values()
+        if not shifts:
+            return 0.0
+        ended = max(shift.ended for shift in shifts)
+        return (ended - min(shift.started for shift in shifts)).total_seconds()
 
     @property
     def seen(self) -> int:
@@ -136,6 +153,8 @@ class Summary:
     failures: dict[str, int]
     workers: int
     wall_s: float
+    work_s: float
+    """From the first fetch to the last publish of any worker."""
     stage_s: dict[str, float]
     at_once: dict[str, float]
     """Of the stages beside the device, how many pictures may be in each, in all workers."""
@@ -180,6 +199,10 @@ class Summary:
         Stages overlap, so a device that works all the time is the bound, whatever the others take;
         else it is what takes longest beside it, as many pictures at once as there may be.
         """
+        if self.work_s < _SHORT * self.wall_s:
+            idle_s = self.wall_s - self.work_s
+            times = f"{idle_s:.0f} of {self.wall_s:.0f} s"
+            return f"{times} were the start and the end: more pictures in a run"
         busy = f"devices busy {self.device_busy_share:.0%} of the time"
         if self.device_busy_share >= _BUSY:
             return f"{busy}: {_REMEDIES['upscale']}"

@@ -1,18 +1,18 @@
 """From the configuration to a trainer: which networks, and the weights that they start from."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.errors import ConfigError
 from pipeline.models import layouts, zoo
 from pipeline.models.files import fetch
 from pipeline.models.layouts import Generator, Shape
 from pipeline.models.rrdbnet import RRDBNet, RRDBNetShape
-from pipeline.models.srvgg import SRVGGNetCompact, SRVGGShape
+from pipeline.models.srvgg import SRVGGNetCompact
 from pipeline.storage import Store
 from pipeline.training.config import TrainConfig
 from pipeline.training.discriminator import (
@@ -24,7 +24,8 @@ from pipeline.training.losses import Perceptual
 from pipeline.training.trainer import Critics, Place, Trainer
 from pipeline.uris import redact
 
-# He's initialisation is too strong for sums of many blocks (X. Wang et al., "ESRGAN", 2018).
+# He's initialisation is too strong for sums of many blocks (X. Wang et al., "ESRGAN", 2018), and
+# for a network that begins as an enlargement of its input.
 _GAIN = 0.1
 _PRELU = 0.25  # torch's first slope
 _DISCRIMINATOR = 0x64  # sets its first weights apart from others of the same seed
@@ -105,8 +106,7 @@ def _initialised(shape: Shape, seed: int) -> Generator:
         # it learnt nothing.
         *stack, last = _convolutions(compact.body)
         _he(stack, slope=_PRELU)
-        _he([last], slope=1, gain=0)
-        _carry(stack, last, shape)
+        _he([last], slope=1, gain=_GAIN)
         return compact
 
 
@@ -121,33 +121,6 @@ def _he(convolutions: Iterable[nn.Conv2d], *, slope: float, gain: float = 1) -> 
         convolution.weight.data.mul_(gain)
         if convolution.bias is not None:
             nn.init.zeros_(convolution.bias)
-
-
-@torch.no_grad()
-def _carry(stack: Sequence[nn.Conv2d], last: nn.Conv2d, shape: SRVGGShape) -> None:
-    """Lets the picture itself through, in features of its own: it comes out as bilinear enlarges.
-
-    The network only adds to nearest pixels, whose blocks it would have to learn to smooth: with He
-    alone they were still to be seen after some thousand steps. Pictures are positive, so that none
-    of the activations changes them. last: all zeros, else it adds noise to begin with.
-    """
-    carried = min(shape.in_channels, shape.features)
-    for convolution in stack:
-        convolution.weight[:carried] = 0
-        for channel in range(carried):
-            convolution.weight[channel, channel, 1, 1] = 1
-    correction = _bilinear(shape.scale)
-    correction[:, 1, 1] -= 1
-    for channel in range(shape.out_channels):
-        outputs = slice(channel * shape.scale**2, (channel + 1) * shape.scale**2)
-        last.weight[outputs, min(channel, carried - 1)] = correction
-
-
-def _bilinear(scale: int) -> Tensor:
-    """What each of a pixel's `scale`^2 parts takes of it and its neighbours: (scale^2, 3, 3)."""
-    offsets = (torch.arange(scale) + 0.5) / scale - 0.5
-    taps = torch.stack([(-offsets).relu(), 1 - offsets.abs(), offsets.relu()], dim=1)
-    return torch.einsum("ia,jb->ijab", taps, taps).flatten(0, 1)
 
 
 def _take_over(network: Generator, started: Generator) -> None:

@@ -347,7 +347,7 @@ class TrainConfig(CommandConfig):
         values = self.model_dump(mode="json", exclude={*_APART, "losses"})
         values["losses"] = self.losses.model_dump(mode="json", exclude={"vgg19"})
         for name in ("start", "start_discriminator"):
-            values[name] = values[name] and values[name].rpartition("/")[2]
+            values[name] = values[name] and values[name].partition("?")[0].rpartition("/")[2]
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
     @field_validator("deadline")

@@ -20,7 +20,7 @@ from pipeline.errors import ConfigError, FatalError, ItemError
 from pipeline.images.image import Pixels
 from pipeline.models import zoo
 from pipeline.models.zoo import ModelSpec
-from pipeline.report.summary import DONE
+from pipeline.report.summary import DONE, SOME_FAILED
 from pipeline.session import auto_precision
 from pipeline.storage import Store
 from pipeline.training import pairs, quality
@@ -104,10 +104,17 @@ def main(arguments: Sequence[str]) -> int:
     print(f"model:   {loaded.spec.name}, {loaded.precision} on {loaded.device}")
     width = max(len(pair.name) for pair in chosen)
     print(f"\n{'':{width}}  {'':8}    PSNR    SSIM  PSNR-Y  SSIM-Y")
-    results = list[Result]()
+    results, refused = list[Result](), list[ConfigError]()
     for index, pair in enumerate(chosen):
-        results.append(_evaluate(pair, asked, store, loaded, index))
-        _print(pair.name, results[-1].qualities, width)
+        try:
+            results.append(_evaluate(pair, asked, store, loaded, index))
+        except ConfigError as error:  # this picture's: the others can be compared
+            refused.append(error)
+            print(f"{pair.name:{width}}  {redact(str(error))}", flush=True)
+        else:
+            _print(pair.name, results[-1].qualities, width)
+    if not results:
+        raise refused[0]
     model, bicubic = zip(*(result.qualities for result in results), strict=True)
     print()
     _print("mean", (quality.mean(model), quality.mean(bicubic)), width)
@@ -117,7 +124,9 @@ def main(arguments: Sequence[str]) -> int:
     if asked.sheet:
         rows = [(result.pair.name, result.crops) for result in results]
         store.publish(asked.sheet, sheet(rows, _COLUMNS), content_type="image/png")
-    return DONE
+    if refused:
+        print(f"{len(refused)} of {len(chosen)} pictures are in no figure above")
+    return SOME_FAILED if refused else DONE
 
 
 # ---------------------------------------------------------------------------- what is asked for

@@ -46,21 +46,28 @@ def run(config: TrainConfig) -> int:
     try:
         found, looked_at = validation.divide(pictures.find(config), config)
         checkpoints = Checkpoints.of(config)
-        checkpoints.settle(config)
+        changed = checkpoints.changes(config)
         assembly.build(config, Place(torch.device("cpu")))  # what cannot be had is known here
+        checkpoints.note(config)
     except OSError as error:  # a store that does not answer, or not to us
         raise ConfigError(str(error)) from error
-    if _step(checkpoints) < config.iterations:
+    step = _step(checkpoints)
+    for text in changed:
+        print(f"changed since step {step}: {text}")
+    if step >= config.iterations:
+        print("already finished; more --iterations go on")
+    else:
         cluster = connect()
         try:
             _carry_out(config, (found, looked_at), cluster, until)
         finally:
             ray.shutdown()
             checkpoints.store.sweep()  # what a killed worker was publishing
-    step = _step(checkpoints)
-    model = uris.join(config.output, "model.safetensors")
-    print(f"step {step} of {config.iterations}, generator {model}")
-    return DONE if step >= config.iterations else STOPPED
+    step, model = _step(checkpoints), uris.join(config.output, "model.safetensors")
+    finished = step >= config.iterations
+    rest = "" if finished else ", stopped; the same command goes on"
+    print(f"step {step} of {config.iterations}{rest}; generator {model}")
+    return DONE if finished else STOPPED
 
 
 def _carry_out(
@@ -68,7 +75,9 @@ def _carry_out(
 ) -> None:
     device = cluster.device if config.device == "auto" else config.device
     counts = f"{len(found[0])} pictures to learn from, {len(found[1])} to validate with"
-    print(f"{counts}; {config.workers.count} workers on {device}", flush=True)
+    print(f"{counts}; workers on {device}: {config.workers.count}", flush=True)
+    if not found[1]:
+        print("nothing will be validated: too few pictures to keep any back (validation.images)")
     told = {
         "config": located(config).model_dump(mode="json"),
         "pictures": found,
@@ -300,7 +309,7 @@ def work(told: Mapping[str, Any]) -> None:
 def _work(config: TrainConfig, told: Mapping[str, Any], line: Line) -> None:
     place = _place(config, told["device"])
     trainer, checkpoints = assembly.build(config, place), Checkpoints.of(config)
-    passed = checkpoints.restore(trainer)
+    passed = _restore(trainer, checkpoints)
     if place.rank == 0:
         for text in passed:
             line.say(text)
@@ -315,6 +324,8 @@ def _work(config: TrainConfig, told: Mapping[str, Any], line: Line) -> None:
         if len(cases) < len(looked_at):
             line.say(f"{len(cases)} of {len(looked_at)} pictures to validate with can be used")
         record = Record(trainer, checkpoints, cases, learnt_from.digest())
+        for text in record.begin():
+            line.say(text)
     steps = range(trainer.step, config.iterations)
     with closing(reader.ahead(steps, list(trainer.pools))) as crops:
         stop = False
@@ -328,6 +339,20 @@ def _work(config: TrainConfig, told: Mapping[str, Any], line: Line) -> None:
                 save(trainer, checkpoints, record)
     if record is not None:
         record.close()
+
+
+def _restore(trainer: Trainer, checkpoints: Checkpoints) -> list[str]:
+    """See `Checkpoints.restore`. Raises FatalError unless all workers go on from the same step."""
+    passed = checkpoints.restore(trainer)
+    if trainer.place.world > 1:
+        steps: list[Any] = [None] * trainer.place.world
+        torch.distributed.all_gather_object(steps, trainer.step)
+        if len(set(steps)) > 1:
+            raise FatalError(
+                f"the workers can read different checkpoints, of steps {sorted(set(steps))}: "
+                "is the output on a storage that all of them share? (output)"
+            )
+    return passed
 
 
 def save(trainer: Trainer, checkpoints: Checkpoints, record: Record | None) -> None:

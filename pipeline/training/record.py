@@ -38,11 +38,17 @@ class Record:
         """cases: what is validated. pictures: the digest of those that are learnt from."""
         self._trainer, self._cases, self._pictures = trainer, cases, pictures
         self._store, self._output = checkpoints.store, checkpoints.output
-        self._lines = [line for line in self._earlier() if line["step"] <= trainer.step]
+        earlier = self._earlier() if trainer.step else []
+        self._lines = [line for line in earlier if line["step"] <= trainer.step]
         self._losses = list[Mapping[str, Tensor]]()
         self._since, self._waited_s = time.monotonic(), trainer.waited_s
         self._folder = tempfile.TemporaryDirectory(prefix="remaster-tensorboard-")
         self._board = SummaryWriter(self._folder.name, purge_step=trainer.step + 1)
+
+    def begin(self) -> Iterator[str]:
+        """What the generator can do before its first step."""
+        if self._cases and not self._trainer.step:
+            yield self._validate()
 
     def see(
         self, losses: Mapping[str, Tensor], skipped: Mapping[str, str], *, last: bool
@@ -75,7 +81,8 @@ class Record:
         values |= {"rate": self._trainer.adam.param_groups[0]["lr"], "skipped": len(skipped)}
         self._losses, self._since = [], time.monotonic()
         self._waited_s = self._trainer.waited_s
-        return self._note(values)
+        left_s = (self._trainer.config.iterations - self._trainer.step) * seconds / count
+        return f"{self._note(values)}; {left_s / 60:.0f} min left"
 
     def _means(self) -> dict[str, float]:
         """Raises FatalError when one is no number: all weights follow within a step."""
@@ -132,7 +139,7 @@ class Record:
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
         shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        return f"step {step}: {shown}"
+        return f"step {step} of {self._trainer.config.iterations}: {shown}"
 
     def _earlier(self) -> list[dict[str, Any]]:
         try:

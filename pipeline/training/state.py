@@ -13,7 +13,7 @@ to be deleted.
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,14 +23,15 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from pipeline import storage, uris
-from pipeline.errors import ConfigError, FatalError
+from pipeline.errors import ConfigError, FatalError, PipelineError
 from pipeline.models.layouts import shape_to_dict
 from pipeline.storage import Store
 from pipeline.training.config import TrainConfig
 from pipeline.training.trainer import Trainer
 
-# Of a recipe, what may change from one run of a training to the next.
-_FREE = {"adam", "iterations"}
+_PICTURES = ("images", "root", "pairs")  # their place may change, and there may be more of them
+# What may change from one run of a training to the next.
+_FREE = {"iterations", "adam.rate", "adam.milestones", "adam.gamma", *_PICTURES}
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of Adam
 
 
@@ -40,6 +41,7 @@ class Checkpoints:
     def __init__(self, store: Store, output: str, *, keep: int) -> None:
         self.store, self.output, self._keep = store, output, keep
         self._root = uris.join(output, "checkpoints")
+        self._config_uri = uris.join(output, "config.yaml")
 
     @classmethod
     def of(cls, config: TrainConfig) -> "Checkpoints":
@@ -50,25 +52,32 @@ class Checkpoints:
         store = Store(config.storage.output.fsspec_options(), staging=staging)
         return cls(store, output, keep=config.keep)
 
-    def settle(self, config: TrainConfig) -> None:
-        """Notes what the training is. Raises ConfigError where the output has another one."""
-        uri = uris.join(self.output, "config.yaml")
-        if self.latest() is not None:
-            asked, before = (
-                yaml.safe_load(known.recipe())
-                for known in (config, TrainConfig.load(None, yaml.safe_load(self.store.read(uri))))
+    def changes(self, config: TrainConfig) -> list[str]:
+        """What is asked for otherwise than before, of what may change.
+
+        Raises ConfigError where the output has another training.
+        """
+        if self.latest() is None:
+            return []
+        earlier = TrainConfig.load(None, yaml.safe_load(self.store.read(self._config_uri)))
+        asked, before = _settings(config), _settings(earlier)
+        changed = {
+            name: f"{name}: {before.get(name)} before, {asked.get(name)} now"
+            for name in sorted(asked.keys() | before.keys())
+            if asked.get(name) != before.get(name)
+        }
+        refused = [text for name, text in changed.items() if name not in _FREE]
+        if refused:
+            raise ConfigError(
+                f"{self.output} has a training with other settings: {'; '.join(refused)}. "
+                "Keep them, or give another output (and start from its model.safetensors)"
             )
-            changed = [
-                f"{name}: {before[name]} before, {value} now"
-                for name, value in asked.items()
-                if name not in _FREE and value != before[name]
-            ]
-            if changed:
-                raise ConfigError(
-                    f"{self.output} has a training with other settings: {'; '.join(changed)}. "
-                    "Keep them, or give another output (and start from its model.safetensors)"
-                )
-        self.store.publish(uri, config.to_yaml().encode(), content_type="application/yaml")
+        return list(changed.values())
+
+    def note(self, config: TrainConfig) -> None:
+        """Keeps what the training is, for those that go on with it."""
+        data = config.to_yaml().encode()
+        self.store.publish(self._config_uri, data, content_type="application/yaml")
 
     def latest(self) -> dict[str, Any] | None:
         """What is known of the last one: step, slot and files with their sha256."""
@@ -77,11 +86,15 @@ class Checkpoints:
 
     def _whole(self) -> list[dict[str, Any]]:
         """What is known of those that are kept, the last first."""
-        uri = uris.join(self._root, "latest.json")
         try:
-            return json.loads(self.store.read(uri))
+            known = json.loads(self.store.read(uris.join(self._root, "latest.json")))
         except FileNotFoundError:
             return []
+        return known if isinstance(known, list) else [known]  # version 0.1 kept one
+
+    def _keep_whole(self, whole: Sequence[Mapping[str, Any]]) -> None:
+        uri = uris.join(self._root, "latest.json")
+        self.store.publish(uri, json.dumps(whole, indent=1).encode())
 
     def save_part(self, trainer: Trainer) -> dict[str, str]:
         """One worker's part of a checkpoint: the sha256 of what it published, by name."""
@@ -96,10 +109,8 @@ class Checkpoints:
     def complete(self, step: int, files: Mapping[str, str]) -> None:
         """All workers have published their parts: from now on this is the last checkpoint."""
         facts = {"step": step, "slot": self._slot(), "files": dict(files)}
-        # The oldest was in the slot that has just been written.
-        whole = [facts, *self._whole()][: self._keep]
-        uri = uris.join(self._root, "latest.json")
-        self.store.publish(uri, json.dumps(whole, indent=1).encode())
+        others = [known for known in self._whole() if known["slot"] != facts["slot"]]
+        self._keep_whole([facts, *others][: self._keep])
 
     def restore(self, trainer: Trainer) -> list[str]:
         """Brings a trainer to where the last checkpoint was, if there is one.
@@ -107,34 +118,56 @@ class Checkpoints:
         Returns why others had to be passed over: a file that is missing, or not what was saved.
         Raises FatalError when that is so of all of them.
         """
-        passed = list[str]()
-        for facts in self._whole():
+        whole, passed = self._whole(), list[str]()
+        for index, facts in enumerate(whole):
             try:
                 files = {name: self._read(facts, name) for name in facts["files"]}
-            except FatalError as error:
+            except _DamagedError as error:
                 passed.append(f"the checkpoint of step {facts['step']} is passed over: {error}")
-            else:
-                _restore(trainer, facts["step"], files)
-                return passed
+                continue
+            if passed and trainer.place.rank == 0:
+                self._keep_whole(whole[index:])  # else the next one took the place of this one
+            _restore(trainer, facts["step"], files)
+            return passed
         if passed:
             raise FatalError(f"no checkpoint can be gone on from: {'; '.join(passed)}")
         return passed
 
     def _slot(self) -> int:
-        """The one behind the last checkpoint's: the oldest."""
-        facts = self.latest()
-        return 0 if facts is None else (facts["slot"] + 1) % self._keep
+        """Where the next one goes: a free slot, else that of the oldest."""
+        taken = [facts["slot"] for facts in self._whole()]
+        free = [slot for slot in range(self._keep) if slot not in taken]
+        return free[0] if free else taken[-1]
 
     def _read(self, facts: Mapping[str, Any], name: str) -> dict[str, Tensor]:
         uri = uris.join(self._root, f"{facts['slot']}/{name}")
         try:
             data = self.store.read(uri)
-        except FileNotFoundError as error:
-            raise FatalError(f"{uri} is not there") from error
+        except OSError as error:
+            raise _DamagedError(f"{uri} cannot be read: {error}") from error
         found, saved = hashlib.sha256(data).hexdigest(), facts["files"][name]
         if found != saved:
-            raise FatalError(f"{uri} is not what was saved: sha256 {found}, not {saved}")
+            raise _DamagedError(f"{uri} is not what was saved: sha256 {found}, not {saved}")
         return load_tensors(data)
+
+
+class _DamagedError(PipelineError):
+    """A file of a checkpoint cannot be used."""
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    """What makes a training what it is, by dotted names, as it may be shown."""
+    shown = yaml.safe_load(config.to_yaml())  # without credentials
+    made = {name: shown[name] for name in _PICTURES} | {"paired": config.pairs is not None}
+    return dict(_leaves(yaml.safe_load(config.recipe()) | made, ""))
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def export(trainer: Trainer, facts: Mapping[str, str]) -> dict[str, bytes]:

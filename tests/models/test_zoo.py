@@ -5,16 +5,20 @@ import io
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import safetensors
 import torch
 import yaml
 
@@ -50,20 +54,86 @@ def spec_of(*uris: str, data: bytes = WEIGHTS) -> ModelSpec:
 # ---------------------------------------------------------------------------------------- facts
 
 
+OURS = ZOO["remaster-compact-x4"]
+RELEASED = {name: entry for name, entry in ZOO.items() if entry is not OURS}
+
+
 def test_the_zoo_is_consistent() -> None:
-    assert len(ZOO) == 9
-    assert len({entry.sha256 for entry in ZOO.values()}) == 9
-    for name, entry in ZOO.items():
+    assert len(ZOO) == 10
+    assert len({entry.sha256 for entry in ZOO.values()}) == 10
+    for name, entry in RELEASED.items():
         assert entry.name == name
         assert entry.file == f"{name}.pth"
-        assert entry.url.startswith("https://github.com/xinntao/Real-ESRGAN/releases/download/v0.")
+        assert entry.uri.startswith("https://github.com/xinntao/Real-ESRGAN/releases/download/v0.")
         assert len(bytes.fromhex(entry.sha256)) == 32
         assert entry.licence == "BSD-3-Clause"
         # A file is its float32 weights and 4 to 60 KB of names.
         assert 2_000 < entry.bytes - 4 * entry.parameters < 300_000
 
 
+def test_the_model_in_the_box_needs_nothing_but_the_package(tmp_path: Path) -> None:
+    """Wherever it is installed, in whichever directory, without a cache."""
+    script = f"""if True:
+        import pickle, sys
+        from pathlib import Path
+        from pipeline.models import zoo
+        from pipeline.storage import Store
+        spec = pickle.loads(bytes.fromhex(sys.argv[1]))
+        net = zoo.load_generator(spec, store=Store(), cache_dir={str(tmp_path / "cache")!r})
+        assert net.shape.scale == 4
+        assert sum(p.numel() for p in net.parameters()) == {OURS.parameters}
+        print(*zoo.materialise(spec, store=Store(), cache_dir="/nowhere"))
+    """
+    installed = tmp_path / "elsewhere"
+    shutil.copytree(ROOT / "pipeline", installed / "pipeline")
+    spec = pickle.dumps(zoo.resolve(OURS.name, store=STORE)).hex()
+    made = subprocess.run(
+        [sys.executable, "-c", script, spec],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    path = Path(made.stdout.strip())
+    assert path.parent == installed / "pipeline/models/weights"
+    assert path.stat().st_size == OURS.bytes <= 1_500_000
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_model_in_the_box_says_what_it_is() -> None:
+    (path,) = zoo.materialise(
+        zoo.resolve(OURS.name, store=STORE), store=STORE, cache_dir="/nowhere"
+    )
+    with safetensors.safe_open(path, "pt") as file:
+        said = file.metadata()
+    assert said["architecture"] == '"SRVGGNetCompact"'
+    assert OURS.licence == said["licence"] == "Apache-2.0"
+    asked = yaml.safe_load((ROOT / "configs" / "train" / "compact-x4.yaml").read_text())
+    made = yaml.safe_load(said["recipe"])
+    assert {"stage", "generator", "batch", "adam", "degradation"} <= asked.keys() & made.keys()
+    assert contains(made, {name: asked[name] for name in asked.keys() & made.keys()})
+    card = path.with_suffix(".md").read_text()
+    assert OURS.sha256 in card
+    assert said["step"] in card.replace(",", "")
+    assert str(ROOT) not in repr(said)
+
+
+def test_a_wheel_has_the_model_in_the_box() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    wanted = settings["package-data"]["pipeline"]
+    assert any(fnmatch(f"models/weights/{OURS.file}", pattern) for pattern in wanted)
+
+
+def contains(made: object, asked: object) -> bool:
+    """Whether all that is asked for is so in what was made, which has defaults besides."""
+    if isinstance(made, dict) and isinstance(asked, dict):
+        return all(contains(made[name], value) for name, value in asked.items())
+    return made == asked
+
+
 SHAPES = {
+    "SRVGG 48/12": SRVGGShape(features=48, convs=12),
     "RRDBNet 64/23": layouts.RRDBNetShape(),
     "RRDBNet 64/6": layouts.RRDBNetShape(blocks=6),
     "SRVGG 64/16": SRVGGShape(convs=16),
@@ -88,7 +158,8 @@ def test_table_lists_every_model_in_columns() -> None:
     heading, *lines = zoo.table().splitlines()
     assert [line.split()[0] for line in lines] == list(ZOO)
     start = heading.index("LICENCE")
-    assert all(line[start:].startswith("BSD-3-Clause") for line in lines)
+    assert lines[0][start:].startswith("Apache-2.0")
+    assert all(line[start:].startswith("BSD-3-Clause") for line in lines[1:])
     assert "realesr-animevideov3          x4     SRVGG 64/16       621,424   2.5" in zoo.table()
 
 
@@ -119,7 +190,7 @@ def test_a_zoo_name_is_resolved_by_facts_alone() -> None:
     assert spec.files == (
         ModelFile(
             name="RealESRGAN_x2plus.pth",
-            uris=(entry.url,),
+            uris=(entry.uri,),
             sha256=entry.sha256,
             bytes=67_061_725,
         ),
@@ -138,7 +209,7 @@ def test_a_zoo_name_is_resolved_by_facts_alone() -> None:
 )
 def test_models_uri_is_looked_in_first(models_uri: str, first: str) -> None:
     spec = zoo.resolve("RealESRGAN_x4plus", store=STORE, models_uri=models_uri)
-    assert spec.files[0].uris == (first, ZOO["RealESRGAN_x4plus"].url)
+    assert spec.files[0].uris == (first, ZOO["RealESRGAN_x4plus"].uri)
     plain = zoo.resolve("RealESRGAN_x4plus", store=STORE)
     assert zoo.resolve("RealESRGAN_x4plus", store=STORE, models_uri="") == plain
 

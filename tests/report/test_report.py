@@ -15,9 +15,9 @@ from pipeline.report.summary import Tally
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
-def outcomes(done=0, failed=0, worker="host:1"):
-    blank = {**dict.fromkeys(OUTCOME_SCHEMA.names), "upscale_s": 0.5, "worker": worker}
-    blank |= {"started_at": NOON, "finished_at": NOON + timedelta(seconds=4)}
+def outcomes(done=0, failed=0, worker="host:1", upscale_s=0.5, start=NOON):
+    blank = {**dict.fromkeys(OUTCOME_SCHEMA.names), "upscale_s": upscale_s, "worker": worker}
+    blank |= {"started_at": start, "finished_at": start + timedelta(seconds=4)}
     sizes = {"source_width": 1000, "source_height": 500, "output_width": 4000}
     made = {**blank, **sizes, "output_height": 2000, "output_bytes": 7, "status": "done"}
     lost = {**blank, "status": "failed", "error_code": "not_found"}
@@ -66,8 +66,35 @@ def test_a_run_says_what_bounds_it_and_what_would_help(busy, share, slowest, wor
     at_once = {"fetch": 4, "decode": 2, "encode": 2, "publish": 64}
     known = {"stage_s": stages | {slowest: 80.0}, "at_once": at_once, "failures": {}, "done": 7}
     known |= {"device_busy_s": busy, "workers": 1}
+    known |= {"wall_s": 110.0, "work_s": 100.0}
     made = summary.Summary(**blank | known | {"device_busy_share": share})
     assert all(word in made.lines()[-1] for word in words)
+
+
+def test_a_run_that_was_mostly_its_start_says_so():
+    blank = {field.name: 0 for field in fields(summary.Summary)}
+    known = {"done": 1, "failures": {}, "wall_s": 50.7, "device_busy_share": 0.88}
+    made = summary.Summary(**blank | known | {"work_s": 4.7})
+    assert made.lines()[-1].startswith("46 of 51 s were the start and the end")
+
+
+def test_workers_that_follow_each_other_are_at_work_all_the_time():
+    tally = Tally()
+    for number in range(3):
+        start = NOON + timedelta(seconds=4 * number)
+        tally.add(outcomes(done=1, worker=f"host:{number}", start=start))
+    assert tally.work_s == 12.0
+
+
+def test_a_device_is_never_busier_than_its_worker():
+    tally = Tally()
+    tally.add(outcomes(done=2, upscale_s=9.0))
+    assert [shift.share for shift in tally.shifts.values()] == [1.0]
+
+
+def test_before_the_first_result_a_run_waits():
+    progress = Progress(10, Tally(), io.StringIO())
+    assert progress.line().startswith("0/10 done, waiting for the first results")
 
 
 def test_a_log_gets_a_line_and_a_terminal_a_bar():

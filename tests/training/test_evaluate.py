@@ -15,9 +15,11 @@ from pipeline.errors import ConfigError
 from pipeline.models.srvgg import SRVGGNetCompact, SRVGGShape
 from pipeline.storage import Store
 from pipeline.training import evaluate, pairs, quality
+from pipeline.training.quality import Quality
 from pipeline.training.sheet import most_detailed, resize, sheet
 
 SCALE = 2  # of small_model
+FIGURES = ("psnr", "ssim", "psnr_y", "ssim_y")
 
 
 def saved(folder, number=0, width=32, height=24, name=None):
@@ -149,9 +151,8 @@ def test_a_set_in_a_store_is_found_and_results_are_left_there(tmp_path, small_mo
     stored = rows(io.BytesIO(store.read(f"{bucket}/e.parquet")))
     local = rows(tmp_path / "e.parquet")
     assert stored[0]["target_uri"] == f"{bucket}/set/GTmod12/0.png"
-    figures = ("psnr", "ssim", "psnr_y", "ssim_y")
-    assert [[row[name] for name in figures] for row in stored] == [
-        [row[name] for name in figures] for row in local
+    assert [[row[name] for name in FIGURES] for row in stored] == [
+        [row[name] for name in FIGURES] for row in local
     ]
 
 
@@ -166,6 +167,20 @@ def test_a_released_model_beats_bicubic_on_a_photograph(tmp_path, monkeypatch):
     assert model["scale"] == 4
     assert model["psnr_y"] > bicubic["psnr_y"]
     assert model["ssim_y"] > bicubic["ssim_y"]
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="shared data is not here")
+@pytest.mark.parametrize(("degrade", "gain"), [("second_order", 0.4), ("bicubic", 0.4)])
+def test_the_model_in_the_box_beats_bicubic_on_photographs_it_never_saw(tmp_path, degrade, gain):
+    file = tmp_path / "e.parquet"
+    asked = ("--images", SHARED / "kodak", "--degrade", degrade, "--output", file)
+    evaluated("remaster-compact-x4", *asked)
+    model, bicubic = (
+        quality.mean([Quality(**{name: row[name] for name in FIGURES}) for row in found])
+        for found in (rows(file)[::2], rows(file)[1::2])
+    )
+    assert model.psnr_y >= bicubic.psnr_y + gain
+    assert model.ssim_y > bicubic.ssim_y
 
 
 # ---------------------------------------------------------------------------------------- pairs
@@ -242,6 +257,17 @@ def test_what_no_figures_can_be_had_of_is_refused_by_name(tmp_path, small_model,
     saved(tmp_path / "tiny", 0, 40, 15)
     line = refused(capsys, small_model, "--images", tmp_path / "tiny")
     assert "40 x 14 pixels, SSIM needs 15 a side" in line
+
+
+def test_a_broken_picture_is_left_out_of_the_figures_and_counted(tmp_path, small_model, capsys):
+    saved(tmp_path / "set", 0, 48, 36, name="good.png")
+    (tmp_path / "set" / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\nand no more")
+    file = tmp_path / "e.parquet"
+    evaluated(small_model, "--images", tmp_path / "set", "--output", file, code=3)
+    assert {row["name"] for row in rows(file)} == {"good"}
+    shown = capsys.readouterr().out
+    assert "cut.png: " in shown
+    assert "1 of 2 pictures are in no figure above" in shown
 
 
 def test_pictures_without_a_counterpart_are_refused(tmp_path, small_model, capsys):

@@ -168,7 +168,7 @@ def test_names_that_match_twice_are_refused(folder, tmp_path):
 @pytest.mark.parametrize(
     ("images", "values", "said"),
     [
-        ("nothing", {}, r"no file at the manifest .*/nothing \(images\)"),
+        ("nothing", {}, r"no file at or below .*/nothing \(images\)"),
         ("nothing.txt", {"root": "high"}, r"no list .*nothing\.txt \(images\)"),
         ("l.txt", {}, r"l\.txt is a list: .* \(root\)"),
         ("l.txt", {"root": "low"}, r"of the first 1 .* none is below .*low.*/low/a\.png \(root\)"),
@@ -178,7 +178,7 @@ def test_names_that_match_twice_are_refused(folder, tmp_path):
         ("three.txt", {"root": "high"}, r"1 of 1 lines hold ', '.*\(images\)"),
         ("latin.txt", {"root": "high"}, r"latin\.txt is not UTF-8.*\(images\)"),
         ("none.csv", {}, r"none\.csv names no pictures \(images\)"),
-        ("high", {"pairs": "nowhere"}, r"no file at the manifest .*/nowhere \(pairs\)"),
+        ("high", {"pairs": "nowhere"}, r"no file at or below .*/nowhere \(pairs\)"),
         ("high/.hidden.png", {}, r"holds no images: 1 other files.*\(scan\.suffixes\)"),
         ("nowhere://a", {}, r"no driver knows the scheme nowhere://"),
     ],

@@ -41,6 +41,8 @@ def steps(learning, record, count, *, last):
 def test_a_training_is_validated_at_its_end_but_not_when_it_is_told_to_stop(record, tmp_path):
     learning = trainer(config(output=str(tmp_path), iterations=2))
     kept = record(learning)
+    (start,) = kept.begin()
+    assert "step 0 of 2: val_psnr" in start
     (stopped,) = steps(learning, kept, 1, last=True)
     assert [line for line in stopped if "val_" in line] == []
     assert "l1 0.5" in stopped[0]
@@ -48,7 +50,7 @@ def test_a_training_is_validated_at_its_end_but_not_when_it_is_told_to_stop(reco
     assert len([line for line in finished if "val_psnr_y" in line]) == 1
     kept.publish()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2, 2]
+    assert [line["step"] for line in lines] == [0, 1, 2, 2]
     assert (tmp_path / "sheets" / "00000002.png").exists()
 
 

@@ -1,5 +1,7 @@
 """Steps of a training: that they learn, and that nothing but their number and the data counts."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,6 @@ import torch.multiprocessing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import advance, config, crops, everything, trainer
-from torch.nn import functional
 
 from pipeline.errors import ConfigError, FatalError
 from pipeline.models import checkpoints
@@ -165,9 +166,28 @@ def test_a_checkpoint_that_was_damaged_is_passed_over_for_the_one_before(tmp_pat
     assert "step 3 is passed over" in passed
     assert restored.step == 2
     equal(everything(restored), saved[1])
+    # The next one takes the place of the damaged one, and what is good stands until it is whole.
+    advance(restored, 1)
+    kept.save_part(restored)
+    again = trainer(config())
+    assert kept.restore(again) == []
+    assert again.step == 2
+    kept.complete(restored.step, kept.save_part(restored))
+    harm(slots[0] / "networks.safetensors", damage)
     harm(slots[1] / "pools-0.safetensors", damage)
     with pytest.raises(FatalError, match=r"no checkpoint can be gone on from: .*step 3.*step 2"):
         kept.restore(restored)
+
+
+def test_more_checkpoints_may_be_kept_than_before(tmp_path):
+    learning = trainer(config())
+    for keep in (2, 2, 2, 3, 3, 3):
+        kept = Checkpoints(Store(), str(tmp_path), keep=keep)
+        advance(learning, 1)
+        kept.complete(learning.step, kept.save_part(learning))
+    known = json.loads((tmp_path / "checkpoints" / "latest.json").read_text())
+    assert [facts["step"] for facts in known] == [6, 5, 4]
+    assert sorted(facts["slot"] for facts in known) == [0, 1, 2]
 
 
 def harm(file, damage):
@@ -179,11 +199,21 @@ def harm(file, damage):
 
 def test_an_output_holds_one_training(tmp_path):
     kept = Checkpoints(Store(), str(tmp_path), keep=2)
-    kept.settle(config(seed=1))
+    assert kept.changes(config(seed=1)) == []
+    kept.note(config(seed=1))
     kept.complete(0, kept.save_part(trainer(config())))
-    kept.settle(config(seed=1, iterations=99, workers={"count": 2}))
-    with pytest.raises(ConfigError, match="seed: 1 before, 2 now"):
-        kept.settle(config(seed=2))
+    other = {"images": "https://me:secret@host/more", "adam": {"rate": 0.5}}
+    changed = kept.changes(config(seed=1, iterations=99, workers={"count": 2}, **other))
+    assert [text.partition(" ")[0] for text in changed] == ["adam.rate:", "images:", "iterations:"]
+    assert "iterations: 10 before, 99 now" in changed
+    assert "secret" not in repr(changed)
+    for wrong, words in (
+        ({"seed": 2}, "seed: 1 before, 2 now"),
+        ({"seed": 1, "pairs": "low"}, "paired: False before, True now"),
+        ({"seed": 1, "adam": {"betas": [0.5, 0.9]}}, "adam.betas"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            kept.changes(config(**wrong))
 
 
 def test_nothing_temporary_is_left_behind(tmp_path):
@@ -222,20 +252,6 @@ def test_two_workers_are_one_with_twice_the_lanes(tmp_path, stage):
 
 
 # ----------------------------------------------------------------------- what it begins and ends
-
-
-@pytest.mark.parametrize("scale", [1, 2, 4])
-@pytest.mark.parametrize("activation", ["prelu", "relu", "leakyrelu"])
-def test_a_new_compact_network_begins_as_bilinear_enlargement(scale, activation):
-    shape = {"architecture": "SRVGGNetCompact", "features": 16, "convs": 6}
-    asked = config(generator=shape | {"scale": scale, "activation": activation})
-    network = assembly.generator(asked)
-    x_bchw = torch.rand(1, 3, 12, 9, generator=torch.Generator().manual_seed(0))
-    wanted = functional.interpolate(x_bchw, scale_factor=scale, mode="bilinear")
-    inside = (..., slice(scale, -scale), slice(scale, -scale))
-    torch.testing.assert_close(network(x_bchw)[inside], wanted[inside], rtol=0, atol=1e-5)
-    features = network.body[:-1](x_bchw)
-    assert features[:, 3:].std() > 0.1  # there is what it can learn from
 
 
 def test_lanes_may_be_clean():
