@@ -308,7 +308,8 @@ def test_what_a_source_said_its_result_says(made, source, format):
     assert found["icc"] == (None if "icc_dropped" in dropped else source.profile)
     assert found["orientation"] == 1
     packet = found["xmp"].decode()
-    for word in ("DerivedFrom", "History", "algorithmicallyEnhanced", row["source_sha256"]):
+    model = f"model=repeating-x2.pth; model_sha256={row['model_sha256']}; scale=2; "
+    for word in ("DerivedFrom", "History", "algorithmicallyEnhanced", row["source_sha256"], model):
         assert word in packet
     assert ("alle Rechte" in packet) == source.says
     if not source.says:
