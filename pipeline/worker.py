@@ -309,7 +309,7 @@ class Worker:
         model, source_sha256 = self._job.model, log.outcome.source_sha256
         assert source_sha256
         made = Provenance(
-            model=model.name,
+            model=model.name.rpartition("/")[2],  # no folder: it is nobody's business
             model_sha256=model.sha256,
             scale=size[0] / image.width,
             source_sha256=source_sha256,

@@ -11,15 +11,23 @@ import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import torch
 
+from pipeline.attempts import AttemptLedger
+from pipeline.config import Encode, Limits, Policy
+from pipeline.models import zoo
 from pipeline.models.srvgg import SRVGGNetCompact, SRVGGShape
+from pipeline.records import ITEM_SCHEMA, OUTCOME_SCHEMA
+from pipeline.storage import Store
+from pipeline.worker import Job, Worker
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -99,6 +107,60 @@ def small_model(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "small-x2.pth"
     torch.save({"params": net.state_dict()}, path)
     return path
+
+
+def small_worker(folder, model, attempts=None, **changes):
+    """A worker in this process, without Ray, whose results go below `folder`."""
+    job = {
+        "run_id": "run",
+        "recipe": "recipe",
+        "model": zoo.resolve(str(model), store=Store(), models_uri=None),
+        "precision": "fp32",
+        "device": "cpu",
+        "scale": None,
+        "long_side": None,
+        "encode": Encode(),
+        "policy": Policy(),
+        "limits": Limits(max_input_pixels=5000, max_output_pixels=15_000),
+        "source": Store(),
+        "output": Store(staging=str(folder / ".staging" / "run")),
+        "models": Store(),
+        "in_flight": 4,
+        "fetches": 2,
+        "in_flight_bytes": 10_000,
+        "max_crashes": 2,
+        "threads": 1,
+        "workers_on_node": 1,
+    }
+    return Worker(Job(**{**job, **changes}), attempts or AttemptLedger())
+
+
+def small_item(folder, path, **changes):
+    """A worker's row for the file, whose result is a PNG in `folder`."""
+    row = dict.fromkeys(ITEM_SCHEMA.names)
+    row |= {"item_id": sha256(str(path).encode()), "key": path.name, "uri": str(path)}
+    row |= {"output_uri": str(folder / f"{path.stem}.png"), "output_format": "png"}
+    return row | {"shard": "00000", "attempts": 0} | changes
+
+
+@pytest.fixture
+def worker(tmp_path, small_model):
+    """Makes workers whose results go below `out`."""
+    return partial(small_worker, tmp_path / "out", small_model)
+
+
+@pytest.fixture
+def item(tmp_path):
+    """Makes rows for them."""
+    return partial(small_item, tmp_path / "out")
+
+
+def outcomes(worker, rows):
+    """The report's rows that a worker makes of these, in their order."""
+    table = worker(pa.Table.from_pylist(rows, schema=ITEM_SCHEMA))
+    assert table.schema.equals(OUTCOME_SCHEMA)
+    assert table["item_id"].to_pylist() == [row["item_id"] for row in rows]
+    return table.to_pylist()
 
 
 def picture(number, width=32, height=24):

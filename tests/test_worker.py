@@ -8,72 +8,20 @@ import threading
 import imagecodecs
 import numpy as np
 import PIL.Image
-import pyarrow as pa
 import pytest
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from running import opened, picture, pictures, sha256
+from running import opened, outcomes, picture, pictures, sha256
 
 from pipeline.attempts import AttemptLedger
-from pipeline.config import Encode, Limits, Policy
+from pipeline.config import Limits, Policy
 from pipeline.delivery import Delivery
 from pipeline.errors import PublishError
 from pipeline.images.consistency import measure
 from pipeline.images.decode import decode
-from pipeline.models import zoo
-from pipeline.records import ITEM_SCHEMA, OUTCOME_SCHEMA, Item, Outcome
-from pipeline.storage import Store
+from pipeline.records import OUTCOME_SCHEMA, Item, Outcome
 from pipeline.turns import Budget, Company
-from pipeline.worker import Job, Worker
-
-
-@pytest.fixture
-def worker(tmp_path, small_model):
-    def make(attempts=None, **changes):
-        model = zoo.resolve(str(small_model), store=Store(), models_uri=None)
-        job = {
-            "run_id": "run",
-            "recipe": "recipe",
-            "model": model,
-            "precision": "fp32",
-            "device": "cpu",
-            "scale": None,
-            "long_side": None,
-            "encode": Encode(),
-            "policy": Policy(),
-            "limits": Limits(max_input_pixels=5000, max_output_pixels=15_000),
-            "source": Store(),
-            "output": Store(staging=str(tmp_path / "out" / ".staging" / "run")),
-            "models": Store(),
-            "in_flight": 4,
-            "fetches": 2,
-            "in_flight_bytes": 10_000,
-            "max_crashes": 2,
-            "threads": 1,
-            "workers_on_node": 1,
-        }
-        return Worker(Job(**{**job, **changes}), attempts or AttemptLedger())
-
-    return make
-
-
-@pytest.fixture
-def item(tmp_path):
-    def make(path, **changes):
-        row = dict.fromkeys(ITEM_SCHEMA.names)
-        row |= {"item_id": sha256(str(path).encode()), "key": path.name, "uri": str(path)}
-        row |= {"output_uri": str(tmp_path / "out" / f"{path.stem}.png"), "output_format": "png"}
-        return row | {"shard": "00000", "attempts": 0} | changes
-
-    return make
-
-
-def outcomes(worker, rows):
-    table = worker(pa.Table.from_pylist(rows, schema=ITEM_SCHEMA))
-    assert table.schema.equals(OUTCOME_SCHEMA)
-    assert table["item_id"].to_pylist() == [row["item_id"] for row in rows]
-    return table.to_pylist()
 
 
 def test_a_picture_is_fetched_upscaled_and_published(tmp_path, worker, item):

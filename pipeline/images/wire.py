@@ -64,19 +64,21 @@ def samples_of(head: Head, size: int) -> Samples:
 
 def facts_of(head: Head, samples: Samples | None) -> Facts:
     """The answer to `probe`."""
-    return Facts(**head["facts"])
+    return _facts(head["facts"])
 
 
 def pages_of(head: Head, samples: Samples | None) -> tuple[Facts, ...]:
     """The answer to `probe_pages`."""
-    return tuple(Facts(**each) for each in head["pages"])
+    if not head["pages"]:
+        raise ValueError("no pages")
+    return tuple(_facts(each) for each in head["pages"])
 
 
 def image_of(head: Head, samples: Samples | None) -> Image:
     """The answer to `decode`."""
-    if samples is None:
+    if samples is None or samples.ndim != 3 or not 1 <= samples.shape[2] <= 4:
         raise ValueError("no samples")
-    head["facts"], head["metadata"] = Facts(**head["facts"]), Metadata(**head["metadata"])
+    head["facts"], head["metadata"] = _facts(head["facts"]), Metadata(**head["metadata"])
     return Image(pixels=samples, **head)
 
 
@@ -88,6 +90,15 @@ def error_of(head: Head) -> ItemError | None:
     if said["code"] not in CODES:
         raise ValueError(f"no such code: {said['code']}")
     return _ERRORS[said["type"]](said["code"], said["message"])
+
+
+def _facts(said: Head) -> Facts:
+    """What is computed with has to be numbers that there can be."""
+    found = Facts(**said)
+    counted = (found.width, found.height, found.frames, found.channels, found.bit_depth)
+    if min(counted) < 1 or found.channels > 4 or found.orientation not in range(1, 9):
+        raise ValueError(f"no picture has {counted}, {found.orientation}")
+    return found
 
 
 def _as_json(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """The sandbox: whatever a file does to its decoder costs one row, and leaves nothing behind."""
 
+import ast
 import gc
 import json
 import os
@@ -11,6 +12,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import fields
 from pathlib import Path
 
 import hostile
@@ -88,6 +90,7 @@ def test_everything_that_a_picture_is_arrives(sandbox):
     assert found.pixels.dtype == np.uint16
     assert np.array_equal(found.pixels, np.full((4, 5, 3), 7))
     assert sandbox.probe(b"good:") == hostile.FACTS
+    assert sandbox.probe_pages(b"good:") == (hostile.FACTS,) * 3
     for ask in (b"columns:", b"large:5000000"):
         what, _, rest = ask.partition(b":")
         assert np.array_equal(sandbox.decode(ask).pixels, getattr(hostile, what.decode())(rest))
@@ -149,6 +152,18 @@ def test_a_decoder_that_hangs_is_killed(impatient):
 )
 def test_no_answer_of_a_child_does_more_than_fail_its_file(sandbox, answer):
     assert failure(sandbox, b"garbage:" + answer).code == "decoder_crash"
+
+
+@pytest.mark.parametrize("said", ["width=0", "height='x'", "channels=5", "orientation=9", "pages"])
+def test_no_facts_are_taken_that_no_picture_has(sandbox, said):
+    pages, (name, _, value) = [], said.partition("=")
+    if value:
+        wrong = {name: ast.literal_eval(value)}
+        pages = [{f.name: getattr(hostile.FACTS, f.name) for f in fields(hostile.FACTS)} | wrong]
+    head = json.dumps({"pages": pages, "facts": pages[0] if pages else {}}).encode()
+    for read in ("probe", "probe_pages"):
+        found = failure(sandbox, b"garbage:" + FRAME.pack(len(head), 0) + head, read)
+        assert found.code == "decoder_crash"
 
 
 def test_what_an_earlier_file_did_is_not_blamed_on_the_next(sandbox):
