@@ -21,6 +21,7 @@ from pipeline.errors import PublishError
 from pipeline.images.consistency import measure
 from pipeline.images.decode import decode
 from pipeline.records import OUTCOME_SCHEMA, Item, Outcome
+from pipeline.storage import Store
 from pipeline.turns import Budget, Company
 
 
