@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline import uris
 from pipeline.errors import ConfigError
 from pipeline.settings import CommandConfig, Section
 
@@ -211,6 +210,8 @@ class SourceSide(Side):
     @field_validator("allow", mode="after")
     @classmethod
     def _known(cls, allow: tuple[str, ...]) -> tuple[str, ...]:
+        from pipeline import uris  # with fsspec, which decoders need not wait for
+
         for name in allow:
             try:
                 named = name in ("file", "private") or uris.scheme(f"{name}://host/path")
@@ -223,6 +224,8 @@ class SourceSide(Side):
     @property
     def families(self) -> frozenset[str]:
         """Of drivers that sources may ask for, local files aside."""
+        from pipeline import uris
+
         named = set(self.allow) - {"file", "private"}
         return uris.OBJECT_STORES | {uris.family(f"{name}://host/path") for name in named}
 

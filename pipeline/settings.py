@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from pipeline.errors import ConfigError
-from pipeline.uris import redact
 
 if TYPE_CHECKING:
     from pydantic_settings import BaseSettings
@@ -105,6 +104,7 @@ def _flags(kind: type[CommandConfig]) -> "type[BaseSettings]":
 
 def _shown(value: Any, name: str = "") -> Any:
     """The value without secrets: by the name of an option, or by the form of a URI."""
+    from pipeline.uris import redact
 
     if isinstance(value, dict):
         items = cast(dict[str, Any], value).items()
