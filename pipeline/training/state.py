@@ -90,7 +90,7 @@ class Checkpoints:
             known = json.loads(self.store.read(storage.join(self._root, "latest.json")))
         except FileNotFoundError:
             return []
-        return known if isinstance(known, list) else [known]  # version 0.1 kept one
+        return known if isinstance(known, list) else [known]  # an earlier form: the last one alone
 
     def _keep_whole(self, whole: Sequence[Mapping[str, Any]]) -> None:
         uri = storage.join(self._root, "latest.json")
@@ -126,7 +126,7 @@ class Checkpoints:
                 passed.append(f"the checkpoint of step {facts['step']} is passed over: {error}")
                 continue
             if passed and trainer.place.rank == 0:
-                self._keep_whole(whole[index:])  # else the next one took the place of this one
+                self._keep_whole(whole[index:])  # else the next is written over this one
             _restore(trainer, facts["step"], files)
             return passed
         if passed:
