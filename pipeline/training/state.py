@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from pipeline import storage
 from pipeline.errors import ConfigError, FatalError, PipelineError
-from pipeline.models.layouts import shape_to_dict
+from pipeline.models import layouts
 from pipeline.storage import Store
 from pipeline.training.config import TrainConfig
 from pipeline.training.trainer import Trainer
@@ -176,10 +176,9 @@ def export(trainer: Trainer, facts: Mapping[str, str]) -> dict[str, bytes]:
     facts: what else the safetensors' metadata shall say, such as licence and recipe.
     """
     weights, now = (_on_host(_state(net)) for net in (trainer.averaged, trainer.generator))
-    shape = {key: json.dumps(value) for key, value in shape_to_dict(trainer.averaged.shape).items()}
     official = io.BytesIO()
     torch.save({"params": now, "params_ema": weights}, official)
-    metadata = {**shape, **facts, "step": str(trainer.step)}
+    metadata = {**layouts.to_metadata(trainer.averaged.shape), **facts, "step": str(trainer.step)}
     return {
         "model.safetensors": save_tensors(weights, metadata),
         "model.pth": official.getvalue(),
