@@ -31,7 +31,7 @@ from pipeline.training.trainer import Trainer
 
 _PICTURES = ("images", "root", "pairs")  # their place may change, and there may be more of them
 # What may change from one run of a training to the next.
-_FREE = {"iterations", "adam.rate", "adam.milestones", "adam.gamma", *_PICTURES}
+_FREE = {"iterations", "adam.rate", "adam.milestones", "adam.gamma", "export", *_PICTURES}
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of Adam
 
 
@@ -171,16 +171,18 @@ def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def export(trainer: Trainer, facts: Mapping[str, str]) -> dict[str, bytes]:
-    """The averaged generator as files, by name.
+    """The averaged generator as files, by name; `model.pth` has the last weights besides.
 
     facts: what else the safetensors' metadata shall say, such as licence and recipe.
     """
     weights, now = (_on_host(_state(net)) for net in (trainer.averaged, trainer.generator))
+    half = trainer.config.export == "fp16"
+    stored = {name: tensor.half() if half else tensor for name, tensor in weights.items()}
     official = io.BytesIO()
     torch.save({"params": now, "params_ema": weights}, official)
     metadata = {**layouts.to_metadata(trainer.averaged.shape), **facts, "step": str(trainer.step)}
     return {
-        "model.safetensors": save_tensors(weights, metadata),
+        "model.safetensors": save_tensors(stored, metadata),
         "model.pth": official.getvalue(),
     }
 

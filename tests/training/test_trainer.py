@@ -274,6 +274,17 @@ def test_the_export_is_read_by_the_run_in_both_layouts(tmp_path):
         equal(dict(found.state_dict), dict(learning.averaged.state_dict()))
 
 
+def test_the_export_is_half_as_large_on_request():
+    whole, half = (
+        state.export(trainer(config(export=dtype)), {})["model.safetensors"]
+        for dtype in ("fp32", "fp16")
+    )
+    wanted, found = checkpoints.load(whole), checkpoints.load(half)
+    assert (wanted.dtype, found.dtype) == ("float32", "float16")
+    for name, tensor in found.state_dict.items():
+        assert torch.equal(tensor, wanted.state_dict[name].half().float())
+
+
 def test_a_start_of_another_shape_gives_what_fits(tmp_path):
     x4 = {"architecture": "RRDBNet", "features": 8, "blocks": 1, "growth": 4, "upsampling": [2, 2]}
     first = trainer(config(generator=x4, crops={"side": 48, "target": 48}))
