@@ -61,7 +61,7 @@ def load(source: str | Path | bytes, *, stated: Mapping[str, Any] | None = None)
 
     source: path of a file, or its bytes. stated: architecture and hyper-parameters that are known
     of it (the names of `layouts.shape_to_dict`), any part of them; they decide what the tensors
-    leave open.
+    leave open, as does what our own exports say of themselves.
     Raises ConfigError, which says what was found, for whatever is no usable checkpoint of an
     RRDBNet or SRVGGNetCompact, or contradicts what is stated.
     """
@@ -171,7 +171,8 @@ def _recognise(contents: Contents, stated: Mapping[str, Any] | None) -> Checkpoi
     }
     tensors = {path[len(prefix) :]: _weights(path, value) for path, value in own.items()}
     _check_claims(tensors, contents.held_bytes)
-    found = layouts.match({name: tuple(t.shape) for name, t in tensors.items()}, stated)
+    known = {**layouts.from_metadata(contents.metadata), **(stated or {})}
+    found = layouts.match({name: tuple(t.shape) for name, t in tensors.items()}, known)
     return Checkpoint(
         shape=found.shape,
         state_dict={name: _full(theirs, tensors[theirs]) for name, theirs in found.names.items()},

@@ -7,6 +7,7 @@ them. Whatever is wrong comes out as ConfigError.
 """
 
 import io
+import json
 import lzma
 import pickle
 import pickletools
@@ -14,7 +15,8 @@ import re
 import struct
 import zipfile
 import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import safetensors.torch
@@ -72,12 +74,14 @@ _BROKEN_ZIP = (
 @dataclass(frozen=True, slots=True)
 class Contents:
     """file_format: its name. tree: what was saved, nested dicts as a rule, tensors on the CPU.
-    held_bytes: unpacked size of the file, which no tensor can honestly exceed.
+    held_bytes: unpacked size of the file, which no tensor can honestly exceed. metadata: texts that
+    a safetensors file says of itself.
     """
 
     file_format: str
     tree: Any
     held_bytes: int
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def parse(data: bytes) -> Contents:
@@ -91,7 +95,7 @@ def parse(data: bytes) -> Contents:
     if data.startswith(_PICKLE):
         return Contents("pickle", _unpickle(data, pickles=data), len(data))
     if data[8:9] == b"{":
-        return Contents("safetensors", _load_safetensors(data), len(data))
+        return Contents("safetensors", _load_safetensors(data), len(data), _metadata(data))
     raise ConfigError(f"not a checkpoint but {_foreign(data)}")
 
 
@@ -107,6 +111,12 @@ def _load_safetensors(data: bytes) -> dict[str, Tensor]:
         return safetensors.torch.load(data)
     except (SafetensorError, KeyError) as error:
         raise ConfigError(f"a broken safetensors file: {_reason(error)}") from error
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """Of a safetensors file that could be read: its library only tells it of files on a disk."""
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return header.get("__metadata__", {})
 
 
 def _load_zip(data: bytes) -> Contents:

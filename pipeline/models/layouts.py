@@ -5,6 +5,7 @@ spelling and, with few exceptions, every hyper-parameter; file names tell nothin
 open (`relu` or `leakyrelu`, enlargement by 2 or by 3) may be stated by whoever knows it.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from itertools import count, product
@@ -128,6 +129,21 @@ def shape_from_dict(values: Mapping[str, Any]) -> Shape:
     if stated.get("scale", shape.scale) != shape.scale:
         raise ConfigError(f"scale {stated['scale']} is stated, the rest makes {shape.scale}")
     return shape
+
+
+def to_metadata(shape: Shape) -> dict[str, str]:
+    """`shape_to_dict` as texts, for a safetensors file."""
+    return {name: json.dumps(value) for name, value in shape_to_dict(shape).items()}
+
+
+def from_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What `to_metadata` wrote; nothing where the metadata are another program's."""
+    names = {name for kind in ARCHITECTURES.values() for name in to_metadata(kind())}
+    try:
+        values = {name: json.loads(metadata[name]) for name in names & metadata.keys()}
+        return shape_to_dict(shape_from_dict(values))
+    except (ConfigError, ValueError, RecursionError):
+        return {}
 
 
 def check_stated(stated: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -52,7 +53,9 @@ def generator(config: TrainConfig) -> Generator:
     if started is not None and started.shape == shape:
         return started
     network = _initialised(shape, config.seed)
-    if started is not None:
+    if isinstance(network, SRVGGNetCompact) and isinstance(started, SRVGGNetCompact):
+        _grow(network, started)
+    elif started is not None:
         _take_over(network, started)
     return network
 
@@ -137,6 +140,45 @@ def _take_over(network: Generator, started: Generator) -> None:
             "checkpoint to start from with this shape: another architecture (generator, start)"
         )
     network.load_state_dict({**ours, **fitting})
+
+
+@torch.no_grad()
+def _grow(network: SRVGGNetCompact, started: SRVGGNetCompact) -> None:
+    """Makes it compute what the smaller one does, to learn on from there.
+
+    New features are computed as at any start, but nothing listens to them yet; new convolutions
+    hand on what they get. T. Chen et al., "Net2Net" (2016).
+    """
+    ours, theirs = network.shape, started.shape
+    least = replace(theirs, features=ours.features, convs=ours.convs)
+    if ours != least or ours.features < theirs.features or ours.convs < theirs.convs:
+        raise ConfigError(
+            f"{ours} does not grow out of {theirs}, the checkpoint to start from: features and "
+            "convs may become more, nothing else may change (generator, start)"
+        )
+    if ours.convs > theirs.convs and ours.activation == "leakyrelu":
+        raise ConfigError("more convs hand nothing on through leakyrelu (generator, start)")
+    *stack, last = network.body
+    *old_stack, old_last = started.body
+    for old, new in zip(old_stack, stack, strict=False):
+        _widen(old, new)
+    _widen(old_last, last)
+    for added in stack[len(old_stack) :]:
+        if isinstance(added, nn.Conv2d):
+            nn.init.dirac_(added.weight)
+        elif isinstance(added, nn.PReLU):
+            nn.init.ones_(added.weight)
+
+
+def _widen(old: nn.Module, new: nn.Module) -> None:
+    """Puts the weights of a convolution or a PReLU into one of more channels."""
+    for name, tensor in old.named_parameters():
+        wide = new.get_parameter(name)
+        if tensor.ndim > 1:
+            wide[: len(tensor)] = 0  # of the features that are new
+            wide[: len(tensor), : tensor.shape[1]] = tensor
+        else:
+            wide[: len(tensor)] = tensor
 
 
 def _critics(config: TrainConfig) -> Critics:

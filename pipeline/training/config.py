@@ -296,7 +296,9 @@ class TrainConfig(CommandConfig):
         description="architecture and hyper-parameters; default what `start` holds",
     )
     start: str | None = Field(
-        default=None, description="generator to start from: zoo name, checkpoint path or URI"
+        default=None,
+        description="generator to start from: zoo name, checkpoint path or URI; a larger "
+        "SRVGGNetCompact grows out of a smaller one",
     )
     start_discriminator: str | None = Field(
         default=None, description="discriminator to start from: checkpoint path or URI"
@@ -324,6 +326,9 @@ class TrainConfig(CommandConfig):
     save_every: int = Field(default=5000, ge=1, description="steps between checkpoints")
     keep: int = Field(default=3, ge=2, description="checkpoints that are kept")
     log_every: int = Field(default=100, ge=1, description="steps between lines of metrics")
+    export: Literal["fp32", "fp16"] = Field(
+        default="fp32", description="of the weights in model.safetensors; fp16 halves the file"
+    )
     licence: str = Field(default="unknown", description="of the weights, noted in the export")
     crops: Crops = Crops()
     degradation: Degradation = Degradation()

@@ -174,8 +174,13 @@ def to_bchw(pixels: Pixels) -> Tensor:
 
 def to_pixels(x_bchw: Tensor) -> Pixels:
     """uint8 (H, W, C) of the first of float (B, C, H, W), clamped to [0, 1]."""
-    levels = (x_bchw[0].clamp(0, 1) * 255).round().to(torch.uint8)
+    levels = to_levels(x_bchw[0].clamp(0, 1))
     return np.ascontiguousarray(levels.permute(1, 2, 0).cpu().numpy())
+
+
+def to_levels(x: Tensor) -> Tensor:
+    """uint8 of [0, 1], rounded to the nearest; of any shape."""
+    return (x * 255).round().to(torch.uint8)
 
 
 def _order(rng: np.random.Generator, recipe: config.Order, count: int, size: Size) -> list[Step]:

@@ -24,14 +24,14 @@ from torch import Tensor, nn
 
 from pipeline import storage, uris
 from pipeline.errors import ConfigError, FatalError, PipelineError
-from pipeline.models.layouts import shape_to_dict
+from pipeline.models import layouts
 from pipeline.storage import Store
 from pipeline.training.config import TrainConfig
 from pipeline.training.trainer import Trainer
 
 _PICTURES = ("images", "root", "pairs")  # their place may change, and there may be more of them
 # What may change from one run of a training to the next.
-_FREE = {"iterations", "adam.rate", "adam.milestones", "adam.gamma", *_PICTURES}
+_FREE = {"iterations", "adam.rate", "adam.milestones", "adam.gamma", "export", *_PICTURES}
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of Adam
 
 
@@ -90,7 +90,7 @@ class Checkpoints:
             known = json.loads(self.store.read(uris.join(self._root, "latest.json")))
         except FileNotFoundError:
             return []
-        return known if isinstance(known, list) else [known]  # version 0.1 kept one
+        return known if isinstance(known, list) else [known]  # an earlier form: the last one alone
 
     def _keep_whole(self, whole: Sequence[Mapping[str, Any]]) -> None:
         uri = uris.join(self._root, "latest.json")
@@ -126,7 +126,7 @@ class Checkpoints:
                 passed.append(f"the checkpoint of step {facts['step']} is passed over: {error}")
                 continue
             if passed and trainer.place.rank == 0:
-                self._keep_whole(whole[index:])  # else the next one took the place of this one
+                self._keep_whole(whole[index:])  # else the next is written over this one
             _restore(trainer, facts["step"], files)
             return passed
         if passed:
@@ -171,17 +171,18 @@ def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def export(trainer: Trainer, facts: Mapping[str, str]) -> dict[str, bytes]:
-    """The averaged generator as files, by name.
+    """The averaged generator as files, by name; `model.pth` has the last weights besides.
 
     facts: what else the safetensors' metadata shall say, such as licence and recipe.
     """
     weights, now = (_on_host(_state(net)) for net in (trainer.averaged, trainer.generator))
-    shape = {key: json.dumps(value) for key, value in shape_to_dict(trainer.averaged.shape).items()}
+    half = trainer.config.export == "fp16"
+    stored = {name: tensor.half() if half else tensor for name, tensor in weights.items()}
     official = io.BytesIO()
     torch.save({"params": now, "params_ema": weights}, official)
-    metadata = {**shape, **facts, "step": str(trainer.step)}
+    metadata = {**layouts.to_metadata(trainer.averaged.shape), **facts, "step": str(trainer.step)}
     return {
-        "model.safetensors": save_tensors(weights, metadata),
+        "model.safetensors": save_tensors(stored, metadata),
         "model.pth": official.getvalue(),
     }
 

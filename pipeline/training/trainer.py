@@ -19,7 +19,7 @@ from pipeline.models.layouts import Generator
 from pipeline.training import losses
 from pipeline.training.config import TrainConfig
 from pipeline.training.crops import Crops
-from pipeline.training.degradation import apply, draw
+from pipeline.training.degradation import apply, draw, to_levels
 from pipeline.training.discriminator import UNetDiscriminator
 from pipeline.training.pool import Pool
 from pipeline.training.sharpen import sharpen
@@ -111,12 +111,12 @@ class Trainer:
         x_bchw = targets.float() / 255
         if self.config.losses.sharpen:
             x_bchw = sharpen(x_bchw)
+            # The discriminator is shown targets that are not sharpened.
+            targets = targets if self.critics else to_levels(x_bchw)
         if crops.inputs is not None:
             inputs = self._on_device(crops.inputs)
         else:
             inputs = self._degraded(lane, x_bchw)
-        if self.critics is None:  # else the discriminator is shown targets that are not sharpened
-            targets = _levels(x_bchw)
         targets, inputs = self._cut(lane, targets, inputs)
         targets, inputs = self.pools[lane].exchange(self._rng(lane, _POOLED), targets, inputs)
         layout = torch.channels_last
@@ -134,7 +134,7 @@ class Trainer:
             width=width,
             scale=self.generator.shape.scale,
         )
-        return _levels(apply(x_bchw, params))
+        return to_levels(apply(x_bchw, params))
 
     def _cut(self, lane: int, targets: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """The same window of all pairs of a lane."""
@@ -271,11 +271,6 @@ def _laid_out(network: _Network, place: Place) -> _Network:
 
 def _adam(config: TrainConfig, network: nn.Module) -> torch.optim.Adam:
     return torch.optim.Adam(network.parameters(), lr=config.adam.rate, betas=config.adam.betas)
-
-
-def _levels(x_bchw: Tensor) -> Tensor:
-    """uint8 of [0, 1]."""
-    return (x_bchw * 255).round().to(torch.uint8)
 
 
 def _mean(said: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

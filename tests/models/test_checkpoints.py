@@ -308,6 +308,30 @@ def test_safetensors_are_read_with_prefixes_and_all() -> None:
     assert (found.file_format, found.container) == ("safetensors", "module")
 
 
+@pytest.mark.parametrize("activation", ["relu", "leakyrelu"])
+def test_safetensors_tell_what_tensors_leave_open(activation: str) -> None:
+    shape = SRVGGShape(features=4, convs=1, scale=2, activation=activation)
+    written = safetensors.torch.save(weights(shape), metadata=layouts.to_metadata(shape))
+    assert_same(checkpoints.load(written), shape, weights(shape))
+    with pytest.raises(ConfigError, match=r"scale: 4 is stated, 2 is in the file"):
+        checkpoints.load(written, stated={"scale": 4})
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"architecture": "ESRGAN", "scale": "x4"},
+        {"architecture": '"SwinIR"'},
+        {"architecture": '"SRVGGNetCompact"', "features": "[" * 100_000},
+        {"architecture": '"SRVGGNetCompact"', "features": '"many"'},
+        {"scale": "4"},
+    ],
+)
+def test_metadata_of_other_programs_do_not_count(metadata: dict[str, str]) -> None:
+    written = safetensors.torch.save(weights(PLAIN), metadata=metadata)
+    assert_same(checkpoints.load(written), PLAIN, weights(PLAIN))
+
+
 def test_parameters_and_memory_layouts_do_not_matter() -> None:
     """A file of nn.Parameters, in channels_last, views of one storage and requiring gradients."""
     plain = weights(PLAIN)

@@ -9,7 +9,7 @@ import torch.distributed
 import torch.multiprocessing
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import advance, config, crops, everything, trainer
+from small import GENERATOR, advance, config, crops, everything, trainer
 
 from pipeline.errors import ConfigError, FatalError
 from pipeline.models import checkpoints
@@ -274,6 +274,17 @@ def test_the_export_is_read_by_the_run_in_both_layouts(tmp_path):
         equal(dict(found.state_dict), dict(learning.averaged.state_dict()))
 
 
+def test_the_export_is_half_as_large_on_request():
+    whole, half = (
+        state.export(trainer(config(export=dtype)), {})["model.safetensors"]
+        for dtype in ("fp32", "fp16")
+    )
+    wanted, found = checkpoints.load(whole), checkpoints.load(half)
+    assert (wanted.dtype, found.dtype) == ("float32", "float16")
+    for name, tensor in found.state_dict.items():
+        assert torch.equal(tensor, wanted.state_dict[name].half().float())
+
+
 def test_a_start_of_another_shape_gives_what_fits(tmp_path):
     x4 = {"architecture": "RRDBNet", "features": 8, "blocks": 1, "growth": 4, "upsampling": [2, 2]}
     first = trainer(config(generator=x4, crops={"side": 48, "target": 48}))
@@ -287,6 +298,42 @@ def test_a_start_of_another_shape_gives_what_fits(tmp_path):
     equal(theirs, ours)
     with pytest.raises(ConfigError, match="another architecture"):
         assembly.generator(config(start=str(tmp_path / "x4.pth")))
+
+
+@pytest.mark.parametrize("activation", ["prelu", "relu"])
+def test_a_compact_generator_grows_out_of_a_smaller_one(tmp_path, activation):
+    shape = {**GENERATOR, "activation": activation}
+    first = trainer(config(generator=shape))
+    advance(first, 3)
+    file = tmp_path / "small.safetensors"
+    file.write_bytes(state.export(first, {})["model.safetensors"])
+    larger = {**shape, "features": 11, "convs": 5}
+    grown = trainer(config(generator=larger, start=str(file)))
+    x = torch.rand(1, 3, 9, 7)
+    with torch.no_grad():
+        torch.testing.assert_close(grown.generator(x), first.averaged(x), rtol=0, atol=1e-6)
+    before = {name: tensor.clone() for name, tensor in grown.generator.state_dict().items()}
+    advance(grown, 2)
+    for name, tensor in grown.generator.state_dict().items():
+        changed = (tensor != before[name]).flatten(1 if tensor.ndim > 1 else 0).any(-1)
+        assert changed.float().mean() > 0.8, name  # what is new learns too; a ReLU can be dead
+
+
+@pytest.mark.parametrize(
+    ("smaller", "words"),
+    [
+        ({"features": 9}, "does not grow out of .*features=9"),
+        ({"convs": 3}, "does not grow out of .*convs=3"),
+        ({"scale": 4}, "nothing else may change"),
+        ({"activation": "relu"}, "nothing else may change"),
+    ],
+)
+def test_a_generator_does_not_grow_out_of_another_kind(tmp_path, smaller, words):
+    first = trainer(config(generator={**GENERATOR, **smaller}, crops={"side": 48, "target": 32}))
+    file = tmp_path / "other.safetensors"
+    file.write_bytes(state.export(first, {})["model.safetensors"])
+    with pytest.raises(ConfigError, match=words):
+        assembly.generator(config(start=str(file)))
 
 
 @pytest.mark.parametrize(
