@@ -82,10 +82,11 @@ def plugin(runs, body):
 
 
 def odd_manifest(runs, paths):
+    """What says that the pictures are to be read by the plug-in."""
     manifest = runs.folder / "manifest.csv"
     lines = ["uri,key", *(f"odd://disk{path},{path.name}" for path in paths)]
     manifest.write_text("\n".join(lines))
-    return manifest
+    return "--manifest", manifest, "--storage.source.allow", "odd"
 
 
 def children(pid, program):
@@ -112,7 +113,7 @@ def check_exact(output, paths, undisturbed):
 def test_a_killed_driver_loses_nothing_and_repeats_nothing_that_was_done(runs, undisturbed):
     paths, output = pictures(runs.folder / "in", COUNT), runs.folder / "out"
     slow(runs)
-    asked = ("--manifest", odd_manifest(runs, paths), "--output", output)
+    asked = (*odd_manifest(runs, paths), "--output", output)
     process = runs.start(*asked)
     wait_for(lambda: len(committed(output)) >= 2 or process.poll() is not None)
     os.kill(process.pid, signal.SIGKILL)
@@ -136,7 +137,7 @@ def test_a_killed_driver_loses_nothing_and_repeats_nothing_that_was_done(runs, u
 def test_a_stopped_run_keeps_what_it_has_and_goes_on_later(runs, undisturbed):
     paths, output = pictures(runs.folder / "in", COUNT), runs.folder / "out"
     slow(runs)
-    asked = ("--manifest", odd_manifest(runs, paths), "--output", output)
+    asked = (*odd_manifest(runs, paths), "--output", output)
     process = runs.start(*asked)
     wait_for(lambda: committed(output) or process.poll() is not None)
     process.terminate()
@@ -168,7 +169,7 @@ def test_a_run_that_waits_for_workers_can_be_stopped(runs):
 def test_a_killed_worker_costs_nothing(runs, undisturbed):
     paths, output = pictures(runs.folder / "in", COUNT), runs.folder / "out"
     slow(runs)
-    asked = ("--manifest", odd_manifest(runs, paths), "--output", output)
+    asked = (*odd_manifest(runs, paths), "--output", output)
     process = runs.start(*asked)
     wait_for(lambda: committed(output) or process.poll() is not None)
     (pid, *_) = wait_for(lambda: processes(runs.ray, "MapWorker"))
@@ -203,7 +204,7 @@ def test_inputs_that_kill_their_worker_cost_a_row_each_and_end(runs):
             os.kill(os.getpid(), signal.SIGKILL)
         """,
     )
-    asked = ("--manifest", odd_manifest(runs, paths), "--output", output)
+    asked = (*odd_manifest(runs, paths), "--output", output)
     runs.upscale(*asked, code=3)
     rows = report(output)
     assert len(rows) == 40
