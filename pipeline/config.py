@@ -329,6 +329,10 @@ class UpscaleConfig(CommandConfig):
         return self.report.uri or f"{self.output.rstrip('/')}/_report"
 
 
+# Raised when the same settings make another result. 2: results keep depth, profile and metadata.
+_RECIPE_VERSION = 2
+
+
 def recipe(
     config: UpscaleConfig,
     *,
@@ -342,7 +346,11 @@ def recipe(
     model_scale: the network's own factor, None where it is not known. stated: what a model YAML
     says of the network beyond its weights.
     """
-    made: dict[str, Any] = {"version": 1, "model": model_sha256, "precision": precision}
+    made: dict[str, Any] = {
+        "version": _RECIPE_VERSION,
+        "model": model_sha256,
+        "precision": precision,
+    }
     if stated:
         made["stated"] = dict(stated)
     if config.long_side is not None:

@@ -190,7 +190,7 @@ def test_the_recipe_holds_what_changes_the_result_and_no_default():
         return config.recipe(asked, model_sha256="ab", model_scale=4, precision="fp32")
 
     plain = made()
-    assert plain == {"version": 1, "model": "ab", "precision": "fp32"}
+    assert plain == {"version": 2, "model": "ab", "precision": "fp32"}
     assert made(scale=4) == made(workers={"in_flight": 2}, limit=3) == plain
     assert made(scale=2)["scale"] == 2
     assert made(encode={"jpeg_quality": 80})["encode"] == {"jpeg_quality": 80}
