@@ -17,6 +17,7 @@ admission which items the plan refuses one by one, and their rows
 ledger    the report as a database: commit, latest view, compaction
 flow      one run, from the manifest to the exit code; the only Ray Data wiring
 worker    one actor per device: fetch, decode, upscale, encode, publish, overlapped
+logbook   what is known of one item on its way, which becomes its row
 delivery  how a result gets to its place
 attempts  how often an item took its worker down
 images    pictures in and out, with all they say: the only place that knows codecs

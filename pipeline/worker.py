@@ -8,17 +8,15 @@ block while the last items of this one finish, and what is packed comes from all
 read in a sandbox's processes: what one does to its decoder costs no more than its own row.
 """
 
-import hashlib
 import os
 import socket
 import threading
-import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
 
@@ -39,10 +37,11 @@ from pipeline.images.limits import check_kind, check_pages, check_size, held_byt
 from pipeline.images.metadata import Provenance, derive
 from pipeline.images.page import Page
 from pipeline.images.sandbox import Sandbox
+from pipeline.logbook import Logbook
 from pipeline.models import zoo
 from pipeline.models.zoo import ModelSpec
-from pipeline.plan import FORMATS, final_size, source_suffix
-from pipeline.records import MESSAGE_LIMIT, Item, Outcome, to_table
+from pipeline.plan import final_size
+from pipeline.records import Item, Outcome, to_table
 from pipeline.storage import Store
 from pipeline.store_errors import OverLimitError, SourceChangedError, said
 from pipeline.turns import Budget, Company
@@ -145,13 +144,13 @@ class Worker:
         if crashes >= self._job.max_crashes:
             limit = f"limit {self._job.max_crashes} (workers.max_crashes)"
             message = f"its worker died {crashes} times while it was under way, {limit}"
-            log = _Log(self._blank(item))
+            log = Logbook(self._blank(item))
             return log.failed(WorkerCrashError("worker_crash", message))
         with self._company.alone():
             return self._attempt(item)
 
     def _attempt(self, item: Item) -> Outcome:
-        log = _Log(self._blank(item))
+        log = Logbook(self._blank(item))
         try:
             self._work(item, log)
         except ItemError as error:
@@ -160,7 +159,7 @@ class Worker:
             self._attempts.end(item.item_id)
         return log.done()
 
-    def _work(self, item: Item, log: "_Log") -> None:
+    def _work(self, item: Item, log: Logbook) -> None:
         """The way of one picture. Raises ItemError."""
         with self._packer.announced() as visit, ExitStack() as held:
             # Fetched files are not in the budget: as many wait for memory as may be fetched.
@@ -190,7 +189,7 @@ class Worker:
             log.note(*warnings)
             log.made(file, item, width, height)
 
-    def _adopt(self, item: Item, facts: Facts, log: "_Log") -> None:
+    def _adopt(self, item: Item, facts: Facts, log: Logbook) -> None:
         """The row of a result that an earlier attempt published and did not live to report.
 
         Its bytes are read, so that the row says of them what it says of others.
@@ -204,7 +203,7 @@ class Worker:
         log.add(scale=width / before[0])
         log.made(file, item, width, height)
 
-    def _fetch(self, item: Item, log: "_Log") -> bytes:
+    def _fetch(self, item: Item, log: Logbook) -> bytes:
         limit = self._job.limits.max_source_bytes
         try:
             data = self._job.source.read(
@@ -231,7 +230,7 @@ class Worker:
         self._check_source(item, data, log)
         return data
 
-    def _check_source(self, item: Item, data: bytes, log: "_Log") -> None:
+    def _check_source(self, item: Item, data: bytes, log: Logbook) -> None:
         """Raises FetchError where the manifest says otherwise of the source."""
         whole = item.offset is None and item.length is None
         if whole and item.size is not None and item.size != len(data):
@@ -244,7 +243,7 @@ class Worker:
                 "source_changed", f"sha256 {found}, the manifest says {item.sha256} (sha256)"
             )
 
-    def _admit(self, data: bytes, item: Item, log: "_Log") -> tuple[Facts, ...]:
+    def _admit(self, data: bytes, item: Item, log: Logbook) -> tuple[Facts, ...]:
         """What the header says of each page. Raises ItemError if one of them is refused.
 
         The other frames of an animation, or of what a camera puts into a JPEG, are no pages.
@@ -280,7 +279,7 @@ class Worker:
         return [self._final_size(one.width, one.height) for one in sources]
 
     def _page(
-        self, data: bytes, index: int, visit: "Visit", log: "_Log"
+        self, data: bytes, index: int, visit: "Visit", log: Logbook
     ) -> tuple[Page, Consistency]:
         """One page upscaled, with what it will say, and how it agrees with its source."""
         with self._codecs, log.timed("decode"):
@@ -303,7 +302,7 @@ class Worker:
         return Page(upscaled.pixels, says), agrees
 
     def _derived(
-        self, image: Image, size: tuple[int, int], log: "_Log"
+        self, image: Image, size: tuple[int, int], log: Logbook
     ) -> tuple[Metadata, tuple[str, ...]]:
         """What a result says beside its samples, and the codes of what it cannot."""
         model, source_sha256 = self._job.model, log.outcome.source_sha256
@@ -349,67 +348,4 @@ class Worker:
             node=socket.gethostname(),
             worker=self._name,
             started_at=datetime.now(UTC),
-        )
-
-
-class _Log:
-    """What is known of one item so far."""
-
-    def __init__(self, blank: Outcome) -> None:
-        self.outcome = blank
-
-    def add(self, **known: Any) -> None:
-        self.outcome = replace(self.outcome, **known)
-
-    def note(self, *codes: str) -> None:
-        """Warnings, in the order in which they arise, each once."""
-        self.add(warnings=tuple(dict.fromkeys((*self.outcome.warnings, *codes))))
-
-    @contextmanager
-    def timed(self, stage: str) -> Generator[None]:
-        """Seconds of a stage, without the wait for its turn; of several turns together."""
-        start = time.monotonic() - (getattr(self.outcome, f"{stage}_s") or 0)
-        try:
-            yield
-        finally:
-            self.add(**{f"{stage}_s": time.monotonic() - start})
-
-    def fetched(self, data: bytes) -> None:
-        self.add(source_bytes=len(data), source_sha256=hashlib.sha256(data).hexdigest())
-
-    def saw(self, facts: Facts, item: Item) -> None:
-        self.add(
-            source_format=facts.format,
-            source_mode=facts.mode,
-            source_bit_depth=facts.bit_depth,
-            source_frames=facts.frames,
-            source_width=facts.width,
-            source_height=facts.height,
-        )
-        named = FORMATS.get(source_suffix(item.key, item.uri).lower())
-        if named and named != facts.format:
-            self.note("format_mismatch")
-
-    def made(self, file: bytes, item: Item, width: int, height: int) -> None:
-        self.add(
-            output_uri=redact(item.output_uri),
-            output_bytes=len(file),
-            output_sha256=hashlib.sha256(file).hexdigest(),
-            output_format=item.output_format,
-            output_width=width,
-            output_height=height,
-        )
-
-    def done(self) -> Outcome:
-        return replace(self.outcome, status="done", finished_at=datetime.now(UTC))
-
-    def failed(self, error: ItemError) -> Outcome:
-        return replace(
-            self.outcome,
-            status="failed",
-            error_code=error.code,
-            error_class="transient" if error.transient else "permanent",
-            error_stage=error.stage,
-            error_message=redact(str(error))[:MESSAGE_LIMIT],
-            finished_at=datetime.now(UTC),
         )
