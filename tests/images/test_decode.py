@@ -650,15 +650,53 @@ def test_what_there_is_of_a_cut_file_is_taken_if_asked_for(name):
     assert "truncated_accepted" not in read(whole, truncated="accept").warnings
 
 
-@pytest.mark.parametrize(
-    "name", ["png", "png16", "jpeg", "progressive", "tiff deflate", "tiff jpeg"]
-)
+# Samples as they are, without a checksum: what is blank is black. So does zstd store noise.
+RAW = {"bmp", "bmp1", "pbm", "ppm", "tiff", "tiff tiled", "tiff zstd noise"}
+STRIPS = {
+    f"tiff {kind} {name}": tiff(samples, compression=kind, rowsperstrip=16)
+    for kind in ("lzw", "jpeg2000", "webp", "packbits", "zstd", "lzma")
+    for name, samples in (("soft", np.asarray(gradient)), ("noise", noise(64, 64, 3)))
+}
+
+
+@pytest.mark.parametrize("name", sorted({*WHOLE, *STRIPS} - RAW))
 def test_files_whose_end_is_blank_are_failures(name):
-    """Room was made for the file and not filled: no decoder but Pillow's for PNG minds."""
-    for share in range(5, 10):
-        cut = len(WHOLE[name]) * share // 10
-        blank = WHOLE[name][:cut] + bytes(len(WHOLE[name]) - cut)
-        assert code(blank) == "decode_failed"
+    """Room was made for the file and not filled: few decoders mind."""
+    whole = (WHOLE | STRIPS)[name]
+    read(whole)
+    for share in range(1, 10):
+        cut = len(whole) * share // 10
+        assert code(whole[:cut] + bytes(len(whole) - cut)) == "decode_failed", share
+
+
+def test_what_is_blank_is_taken_if_asked_for():
+    for name in ("webp", "jp2", "tiff webp soft"):
+        whole = (WHOLE | STRIPS)[name]
+        cut = len(whole) * 8 // 10
+        image = read(whole[:cut] + bytes(len(whole) - cut), truncated="accept")
+        assert "truncated_accepted" in image.warnings
+
+
+@pytest.mark.parametrize(("quality", "method"), [(0, 4), (80, 4), (100, 0)])
+def test_zeros_that_a_flat_picture_is_coded_in_are_not_blank(method, quality):
+    flat = np.zeros((600, 500, 3), np.uint8)
+    data = saved(PIL.Image.fromarray(flat), "WEBP", quality=quality, method=method)
+    assert data.endswith(bytes(20))
+    np.testing.assert_array_equal(read(data).pixels, flat)
+    flat[300:] = noise(300, 500, 3)
+    assert read(saved(PIL.Image.fromarray(flat), "WEBP", quality=quality, method=method))
+
+
+def test_strips_of_lzw_may_have_room_behind_their_end_mark_or_none():
+    strip = imagecodecs.lzw_encode(bytes(1000))
+    for stored in (strip, strip + bytes(100), strip[:-1]):
+        file = bytearray(tiff(np.zeros((20, 50), np.uint8), compression="lzw", rowsperstrip=20))
+        with tifffile.TiffFile(io.BytesIO(bytes(file))) as opened:
+            tags = opened.pages[0].tags
+            places = {tags[273].valueoffset: len(file), tags[279].valueoffset: len(stored)}
+        for place, value in places.items():
+            struct.pack_into("<I", file, place, value)
+        assert not read(bytes(file) + stored).pixels.any()
 
 
 # The directory stands at the end, or the decoder gives nothing for a part.
