@@ -55,6 +55,8 @@ def facts(data: bytes) -> Facts:
     if b"pclr" in boxes:
         colour = "palette"
     channels = {"gray": 1, "palette": boxes.get(b"pclr", b"\0\0\3")[2]}.get(colour, 3)
+    if not 1 <= channels <= 4:
+        raise DecodeError("decode_failed", f"a palette of {channels} columns, 1 to 4 are read")
     if colour == "palette":
         return Facts("jpeg2000", "P", depth, 1, size.width, size.height, channels, colour)
     names = {"gray": "L", "rgb": "RGB", "cmyk": "CMYK", "lab": "LAB"}
