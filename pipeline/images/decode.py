@@ -5,7 +5,7 @@ means that this one file is broken, and is an error with a code of its own, neve
 """
 
 import io
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,11 +32,18 @@ from pipeline.images import (
     pnm,
     read_png,
     read_tiff,
+    webp,
 )
 from pipeline.images.image import Facts, Image, Metadata, Samples, eight_bit
 
 _CONVERTED = ("cmyk", "ycck", "lab")
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+_IS_WHOLE: dict[str, Callable[[bytes], bool]] = {
+    "gif": gif.is_whole,
+    "jpeg": jpeg.is_whole,
+    "jpeg2000": jpeg2000.is_whole,
+    "webp": webp.is_whole,
+}
 _FIRST_OF_PALETTE = {1: (0,), 2: (0, 3), 3: (0, 1, 2), 4: (0, 1, 2, 3)}
 
 
@@ -160,22 +167,23 @@ def _decoded(data: bytes, facts: Facts, page: int, *, accept: bool) -> _Decoded:
         return _Decoded(*pnm.samples(data, accept_truncated=accept))
     if facts.format == "tiff":
         return _Decoded(*read_tiff.samples(data, page, accept_truncated=accept))
+    # The decoders of these formats do not always mind.
+    whole = facts.format not in _IS_WHOLE or _IS_WHOLE[facts.format](data)
+    if not whole and not accept:
+        raise DecodeError("decode_failed", f"the file ends too soon ({len(data):,} bytes)")
     if facts.format == "jpeg2000":
-        return _Decoded(jpeg2000.samples(data, facts))
+        return _Decoded(jpeg2000.samples(data, facts), not whole)
     if facts.format == "jpeg":
-        whole = jpeg.is_whole(data)
-        if not whole and not accept:
-            raise DecodeError("decode_failed", f"the file ends too soon ({len(data):,} bytes)")
         return _Decoded(_jpeg(data if whole else data + jpeg.END, facts), not whole)
+    if facts.format == "gif" and not whole:
+        return _Decoded(_by_pillow(gif.completed(data), facts), truncated=True)
     try:
-        if facts.format == "gif" and not gif.is_whole(data):
-            raise DecodeError("decode_failed", f"the file ends too soon ({len(data):,} bytes)")
-        return _Decoded(_by_pillow(data, facts))
-    except (DecodeError, OSError):
-        completed = _completed(data, facts)
-        if not accept or completed is None:
+        return _Decoded(_by_pillow(data, facts), not whole)
+    except OSError:
+        if not accept or facts.format != "bmp":
             raise
-        return _Decoded(_by_pillow(completed, facts), truncated=True)
+        blank = bytes(4 * (facts.width + 1) * facts.height)
+        return _Decoded(_by_pillow(data + blank, facts), truncated=True)
 
 
 def _jpeg(data: bytes, facts: Facts) -> Samples:
@@ -208,15 +216,6 @@ _OPENERS: dict[str, type[PIL.ImageFile.ImageFile]] = {
     "bmp": PIL.BmpImagePlugin.BmpImageFile,
     "webp": PIL.WebPImagePlugin.WebPImageFile,
 }
-
-
-def _completed(data: bytes, facts: Facts) -> bytes | None:
-    """The file with an end that its decoder takes; None where none can be made up."""
-    if facts.format == "bmp":
-        return data + bytes(4 * (facts.width + 1) * facts.height)
-    if facts.format == "gif":
-        return gif.completed(data)
-    return None
 
 
 def _in_rgb(

@@ -14,7 +14,7 @@ from dataclasses import replace
 import PIL.BmpImagePlugin
 
 from pipeline.errors import DecodeError, UnsupportedError
-from pipeline.images import gif, ifd, jpeg, jpeg2000, levels, pnm, read_png, read_tiff
+from pipeline.images import gif, ifd, jpeg, jpeg2000, levels, pnm, read_png, read_tiff, webp
 from pipeline.images.image import Alpha, Colour, Facts
 
 _KEYED: Alpha = "transparent_colour"
@@ -113,33 +113,6 @@ def _png(data: bytes) -> Facts:
     )
 
 
-def _webp(data: bytes) -> Facts:
-    kind, at, frames, exif, alpha = data[12:16], 12, 0, b"", False
-    width = height = 0
-    while at + 8 <= len(data):
-        name, length = struct.unpack_from("<4sI", data, at)
-        body = at + 8
-        if name == b"VP8X":
-            flags, *sides = struct.unpack_from("<B3x3s3s", data, body)
-            width, height = (int.from_bytes(side, "little") + 1 for side in sides)
-            alpha = bool(flags & 0x10)
-        elif name == b"VP8L" == kind:
-            (bits,) = struct.unpack_from("<I", data, body + 1)
-            width, height, alpha = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF), bits >> 28 & 1
-        elif name == b"VP8 " == kind:
-            width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, body + 6))
-        elif name == b"EXIF":
-            exif = data[body : body + length]
-        frames += name == b"ANMF"
-        at = body + length + (length & 1)
-    plain = Facts(
-        "webp", "RGB", 8, max(1, frames), width, height, 3, orientation=ifd.orientation(exif)
-    )
-    if alpha:
-        return replace(plain, mode="RGBA", channels=4, alpha="straight")
-    return plain
-
-
 def _bmp(data: bytes) -> Facts:
     with PIL.BmpImagePlugin.BmpImageFile(io.BytesIO(data)) as opened:
         mode, (width, height) = opened.mode, opened.size
@@ -155,7 +128,7 @@ def _bmp(data: bytes) -> Facts:
 _READERS: dict[str, Callable[[bytes], Facts]] = {
     "png": _png,
     "jpeg": jpeg.facts,
-    "webp": _webp,
+    "webp": webp.facts,
     "jpeg2000": jpeg2000.facts,
     "gif": gif.facts,
     "bmp": _bmp,

@@ -12,9 +12,13 @@ import PIL.Jpeg2KImagePlugin
 from pipeline.errors import DecodeError, UnsupportedError
 from pipeline.images.image import Alpha, Colour, Facts, Samples
 from pipeline.images.levels import full_range
+from pipeline.images.walk import jp2_boxes
 
 BOXES = b"\0\0\0\x0cjP  \r\n\x87\n"
 CODESTREAM = b"\xff\x4f\xff\x51"
+
+_SOT, _EOC = 0xFF90, 0xFFD9
+_LEAST_PART = 14  # bytes of a tile-part: its header and the mark of its data
 
 _SUPERBOXES = {b"jp2h"}
 # The enumerated colour spaces that are not gray or RGB.
@@ -51,6 +55,8 @@ def facts(data: bytes) -> Facts:
     if b"pclr" in boxes:
         colour = "palette"
     channels = {"gray": 1, "palette": boxes.get(b"pclr", b"\0\0\3")[2]}.get(colour, 3)
+    if not 1 <= channels <= 4:
+        raise DecodeError("decode_failed", f"a palette of {channels} columns, 1 to 4 are read")
     if colour == "palette":
         return Facts("jpeg2000", "P", depth, 1, size.width, size.height, channels, colour)
     names = {"gray": "L", "rgb": "RGB", "cmyk": "CMYK", "lab": "LAB"}
@@ -82,6 +88,42 @@ def samples(data: bytes, said: Facts) -> Samples:
     return full_range(
         found.reshape(said.height, said.width, len(size.depths)), 2**said.bit_depth - 1
     )
+
+
+def is_whole(data: bytes) -> bool:
+    """Whether the codestream's end mark stands where its last tile ends.
+
+    OpenJPEG decodes without a word what was blank from some byte on.
+    """
+    try:
+        return _has_its_end(_codestream(data))
+    except struct.error:
+        return False
+
+
+def _codestream(data: bytes) -> memoryview:
+    view = memoryview(data)
+    if data.startswith(CODESTREAM):
+        return view
+    return next((body for kind, body in jp2_boxes(view) if kind == b"jp2c"), view[:0])
+
+
+def _has_its_end(stream: memoryview) -> bool:
+    """Raises struct.error where it is cut short."""
+    at = 2  # after SOC, which stands alone
+    while (marker := _short(stream, at)) not in (_SOT, _EOC):
+        at += 2 + _short(stream, at + 2)
+    while marker == _SOT:
+        (part,) = struct.unpack_from(">I", stream, at + 6)
+        if 0 < part < _LEAST_PART:
+            return False
+        at = at + part if part else len(stream) - 2  # 0: the last one, up to the end
+        marker = _short(stream, at)
+    return marker == _EOC
+
+
+def _short(stream: memoryview, at: int) -> int:
+    return int(struct.unpack_from(">H", stream, at)[0])
 
 
 def _alpha(boxes: dict[bytes, bytes], components: int, colour: Colour) -> Alpha:

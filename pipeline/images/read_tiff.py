@@ -7,8 +7,9 @@ known; libtiff by way of Pillow does what they do not: YCbCr outside of JPEG, an
 import io
 import logging
 import math
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from pipeline.errors import DecodeError, TooLargeError, UnsupportedError
-from pipeline.images import jpeg
+from pipeline.images import jpeg, jpeg2000, webp
 from pipeline.images.ifd import Directory, stream
 from pipeline.images.image import Alpha, Colour, Facts, Samples
 from pipeline.images.levels import full_range
@@ -39,7 +40,10 @@ _DEPTH, _DNG = 32997, 50706
 
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
 _WHITE_IS_ZERO, _YCBCR, _CIELAB, _ICCLAB = 0, 6, 8, 9
-_OLD_JPEG, _JPEG = 6, 7
+_LZW, _OLD_JPEG, _JPEG, _WEBP = 5, 6, 7, 50001
+_JPEG_2000 = (33003, 33004, 33005, 34712)
+_LZW_BEGINS = re.compile(rb"\x80[\0-\x7f]")  # the code 256, of TIFF 6's order of bits
+_LZW_END = 257
 _ASSOCIATED, _UNASSOCIATED = 1, 2
 _CMYK_INKS = 1
 
@@ -284,14 +288,14 @@ def _decode_part(
 ) -> bool:
     """One strip or tile, into its place; whether its end was missing (accept: then what there is).
 
-    JPEG's decoder goes on in gray where its data end, so that the end is looked for.
+    Some decoders go on in gray or in noise where their data end, so that the end is looked for.
     """
     start, size = page.dataoffsets[index], page.databytecounts[index]
     part = data[start : start + size]
-    is_jpeg = page.compression == _JPEG
-    whole = 0 < size == len(part) and (not is_jpeg or jpeg.is_whole(part))
+    is_whole = _IS_WHOLE.get(page.compression)
+    whole = 0 < size == len(part) and (is_whole is None or is_whole(part))
     if not whole and accept and part:
-        part = part + jpeg.END if is_jpeg else part.ljust(size, b"\0")
+        part = part + jpeg.END if page.compression == _JPEG else part.ljust(size, b"\0")
     elif not whole:
         message = f"part {index} lies at byte {start:,} with {size:,} bytes"
         raise DecodeError(
@@ -305,6 +309,25 @@ def _decode_part(
     room = result[plane, top : top + decoded.shape[1], left : left + decoded.shape[2]]
     room[:] = decoded[0, : room.shape[0], : room.shape[1]]
     return not whole
+
+
+def _is_whole_lzw(part: bytes) -> bool:
+    """Whether there is an end mark before zeros at the end, where some were not filled in.
+
+    Eight bytes of zeros are four codes of the level 0 at least: an encoder has one for a run of it.
+    """
+    if any(part[-8:]) or not _LZW_BEGINS.match(part):
+        return any(part)
+    last = int.from_bytes(part.rstrip(b"\0")[-3:])
+    return (last // (last & -last)) & 0x1FF == _LZW_END
+
+
+_IS_WHOLE: dict[int, Callable[[bytes], bool]] = {
+    _LZW: _is_whole_lzw,
+    _JPEG: jpeg.is_whole,
+    **dict.fromkeys(_JPEG_2000, jpeg2000.is_whole),
+    _WEBP: webp.is_whole,
+}
 
 
 def _check_parts(tags: Directory) -> None:

@@ -67,8 +67,11 @@ def encode(
     with tifffile.TiffWriter(file, bigtiff=big, byteorder="<") as writer:
         for page in planned:
             _write(writer, page, big)
-    lost = any(page.exif is None for page in planned)
-    return file.getvalue(), ("exif_dropped",) if lost else ()
+    lost = {
+        "exif_dropped": any(page.exif is None for page in planned),
+        "dpi_dropped": any(page.said.dpi and not page.dpi for page in planned),
+    }
+    return file.getvalue(), tuple(code for code, holds in lost.items() if holds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,12 @@ class _Planned:
     rows: int
     """Of a strip or tile."""
     columns: int
+
+    @property
+    def dpi(self) -> tuple[float, float] | None:
+        """None also where it is no resolution, or more than a TIFF's 32 bits hold."""
+        said = self.said.dpi
+        return said if said and min(said) > 0 and max(said) < 2**32 else None
 
     @property
     def most_bytes(self) -> int:
@@ -176,8 +185,8 @@ def _write(writer: tifffile.TiffWriter, page: _Planned, big: bool) -> None:
         rowsperstrip=None if page.tiled else page.rows,
         compression="adobe_deflate",
         predictor="horizontal",
-        resolution=said.dpi,
-        resolutionunit="inch" if said.dpi else None,
+        resolution=page.dpi,
+        resolutionunit="inch" if page.dpi else None,
         iccprofile=said.icc_profile,
         extratags=[*_blocks(said), *_exif(writer, page, big)],
         # Nothing of tifffile's own: neither its name nor a description of the array.

@@ -13,6 +13,7 @@ import PIL.Image
 import PIL.ImageCms
 import pytest
 import tifffile
+from files import WHOLE, gradient, noise, saved, tiff
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -43,24 +44,8 @@ def code(data, **options):
     return caught.value.code
 
 
-def saved(picture, format, **options):
-    file = io.BytesIO()
-    picture.save(file, format, **options)
-    return file.getvalue()
-
-
-def noise(*shape, dtype=np.uint8):
-    return np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
-
-
 def picture(*shape):
     return PIL.Image.fromarray(noise(*shape))
-
-
-def tiff(pixels, **options):
-    file = io.BytesIO()
-    tifffile.imwrite(file, pixels, metadata=None, **options)
-    return file.getvalue()
 
 
 def chunk(kind, data):
@@ -257,6 +242,16 @@ def test_tiff_palettes_of_16_and_of_8_bits():
         image = read(tiff(index, photometric="palette", colormap=colours))
         np.testing.assert_array_equal(image.pixels, (colours // step).T[index])
         assert image.facts.colour == "palette"
+
+
+def test_a_palette_without_colours_is_no_facts_of_a_picture():
+    whole = WHOLE["jp2"]
+    palette = struct.pack(">I4sHB", 11, b"pclr", 1, 0)
+    at = whole.index(b"jp2h") + 4
+    size = int.from_bytes(whole[at - 8 : at - 4]) + len(palette)
+    file = whole[: at - 8] + struct.pack(">I4s", size, b"jp2h") + palette + whole[at:]
+    with pytest.raises(ItemError, match="a palette of 0 columns, 1 to 4 are read"):
+        probe(file, LIMITS, Policy())
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -589,35 +584,6 @@ def test_the_previews_of_a_camera_are_left_out():
 
 # --- Broken and hostile files --------------------------------------------------------------------
 
-gradient = PIL.Image.fromarray(
-    np.stack([np.mgrid[:48, :48][0] * 5, np.mgrid[:48, :48][1] * 5, noise(48, 48)], 2).astype(
-        np.uint8
-    )
-)
-WHOLE = {
-    "png": saved(gradient, "PNG"),
-    "png16": imagecodecs.png_encode(noise(40, 40, 3, dtype=np.uint16)),
-    "jpeg": saved(gradient, "JPEG"),
-    "progressive": saved(gradient, "JPEG", progressive=True),
-    "webp": saved(gradient, "WEBP"),
-    "webp lossless": saved(gradient, "WEBP", lossless=True),
-    "gif": saved(gradient, "GIF", interlace=0),
-    "bmp": saved(gradient, "BMP"),
-    "bmp1": saved(gradient.convert("1"), "BMP"),
-    "ppm": saved(gradient, "PPM"),
-    "pbm": saved(gradient.convert("1"), "PPM"),
-    "jp2": saved(gradient, "JPEG2000"),
-    "j2k": saved(gradient, "JPEG2000", no_jp2=True),
-    "tiff": tiff(np.asarray(gradient), photometric="rgb", rowsperstrip=8),
-    "tiff lzw": saved(gradient, "TIFF", compression="tiff_lzw"),
-    "tiff deflate": tiff(
-        noise(40, 40, 3), photometric="rgb", compression="deflate", rowsperstrip=8
-    ),
-    "tiff jpeg": tiff(np.asarray(gradient), photometric="rgb", compression="jpeg"),
-    "tiff g4": saved(gradient.convert("1"), "TIFF", compression="group4"),
-    "tiff tiled": tiff(np.asarray(gradient), photometric="rgb", tile=(16, 16)),
-}
-
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_files_that_end_too_soon_are_failures(name, capfd, caplog, recwarn):
@@ -643,26 +609,66 @@ def test_what_there_is_of_a_cut_file_is_taken_if_asked_for(name):
     assert "truncated_accepted" in image.warnings
     assert image.pixels.shape == wanted.shape
     upper = slice(24, 40) if name.startswith("bmp") else slice(0, 12)
-    if name == "progressive":
+    if name in ("progressive", "tiff jpeg2000", "tiff planar"):
         assert np.abs(image.pixels[upper].astype(int) - wanted[upper]).mean() < 40
     else:
         np.testing.assert_array_equal(image.pixels[upper], wanted[upper])
     assert "truncated_accepted" not in read(whole, truncated="accept").warnings
 
 
-@pytest.mark.parametrize(
-    "name", ["png", "png16", "jpeg", "progressive", "tiff deflate", "tiff jpeg"]
-)
+# Samples as they are, without a checksum: what is blank is black. So does zstd store noise.
+RAW = {"bmp", "bmp1", "pbm", "ppm", "tiff", "tiff planar", "tiff tiled"} | {"tiff zstd noise"}
+STRIPS = {
+    f"tiff {kind} {name}": tiff(samples, compression=kind, rowsperstrip=16)
+    for kind in ("lzw", "jpeg2000", "webp", "packbits", "zstd", "lzma")
+    for name, samples in (("soft", np.asarray(gradient)), ("noise", noise(64, 64, 3)))
+}
+
+
+@pytest.mark.parametrize("name", sorted({*WHOLE, *STRIPS} - RAW))
 def test_files_whose_end_is_blank_are_failures(name):
-    """Room was made for the file and not filled: no decoder but Pillow's for PNG minds."""
-    for share in range(5, 10):
-        cut = len(WHOLE[name]) * share // 10
-        blank = WHOLE[name][:cut] + bytes(len(WHOLE[name]) - cut)
-        assert code(blank) == "decode_failed"
+    """Room was made for the file and not filled: few decoders mind."""
+    whole = (WHOLE | STRIPS)[name]
+    read(whole)
+    for share in range(1, 10):
+        cut = len(whole) * share // 10
+        assert code(whole[:cut] + bytes(len(whole) - cut)) == "decode_failed", share
+
+
+def test_what_is_blank_is_taken_if_asked_for():
+    for name in ("webp", "jp2", "tiff webp soft"):
+        whole = (WHOLE | STRIPS)[name]
+        cut = len(whole) * 8 // 10
+        image = read(whole[:cut] + bytes(len(whole) - cut), truncated="accept")
+        assert "truncated_accepted" in image.warnings
+
+
+@pytest.mark.parametrize(("quality", "method"), [(0, 4), (80, 4), (100, 0)])
+def test_zeros_that_a_flat_picture_is_coded_in_are_not_blank(method, quality):
+    flat = np.zeros((600, 500, 3), np.uint8)
+    data = saved(PIL.Image.fromarray(flat), "WEBP", quality=quality, method=method)
+    assert data.endswith(bytes(20))
+    np.testing.assert_array_equal(read(data).pixels, flat)
+    flat[300:] = noise(300, 500, 3)
+    assert read(saved(PIL.Image.fromarray(flat), "WEBP", quality=quality, method=method))
+
+
+def test_strips_of_lzw_may_have_room_behind_their_end_mark_or_none():
+    strip = imagecodecs.lzw_encode(bytes(1000))
+    for stored in (strip, strip + bytes(100), strip[:-1]):
+        file = bytearray(tiff(np.zeros((20, 50), np.uint8), compression="lzw", rowsperstrip=20))
+        with tifffile.TiffFile(io.BytesIO(bytes(file))) as opened:
+            tags = opened.pages[0].tags
+            places = {tags[273].valueoffset: len(file), tags[279].valueoffset: len(stored)}
+        for place, value in places.items():
+            struct.pack_into("<I", file, place, value)
+        assert not read(bytes(file) + stored).pixels.any()
 
 
 # The directory stands at the end, or the decoder gives nothing for a part.
-NOTHING_LEFT = {"webp", "webp lossless", "jp2", "j2k", "tiff lzw", "tiff g4"}
+NOTHING_LEFT = {"webp", "webp alpha", "webp lossless", "jp2", "j2k"} | {
+    f"tiff {packing}" for packing in ("lzw", "g4", "packbits")
+}
 
 
 @exact

@@ -294,6 +294,13 @@ def test_exif_that_cannot_be_read_is_left_out_and_named():
     assert [tags[700] for _, tags in by_tifffile(file)] == [XMP, XMP]
 
 
+@pytest.mark.parametrize("dpi", [(72, 2**32), (0, 300)])
+def test_a_resolution_that_a_tiff_does_not_hold_is_left_out_and_named(dpi):
+    file, warnings = encode([Page(noise(3, 4, 3), Metadata(dpi=dpi))])
+    assert warnings == ("dpi_dropped",)
+    assert [tags[296] for _, tags in by_tifffile(file)] == [1]
+
+
 @exact
 @given(pictures, st.integers(1, 3), st.booleans())
 def test_no_file_becomes_larger_than_was_foreseen(pixels, pages, tiled):
