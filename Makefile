@@ -51,6 +51,8 @@ s3-server: .venv-swift/.installed
 reference: env
 	$(BIN)/python -c "from pipeline.config import UpscaleConfig; print(UpscaleConfig.reference(), end='')" \
 		> configs/reference.yaml
+	$(BIN)/python -c "from pipeline.report.config import ReportConfig; \
+		print(ReportConfig.reference(), end='')" > configs/report/reference.yaml
 	$(BIN)/python -c "from pipeline.training.config import TrainConfig; \
 		print(TrainConfig.reference(), end='')" > configs/train/reference.yaml
 

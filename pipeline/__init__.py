@@ -24,7 +24,7 @@ images    pictures in and out, with all they say: the only place that knows code
 engine    exact execution of a generator on images of any size
 models    generators, checkpoints and the zoo of released weights
 training  degradation, losses, the loop that trains generators, and their evaluation
-report    summary of a run
+report    summary of a run; outliers of a report
 benchmark plain loops, the engine and whole runs compared on one machine
 samples   pictures drawn for the demo and the tests
 """

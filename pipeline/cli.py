@@ -29,6 +29,14 @@ def upscale(arguments: Sequence[str]) -> int:
     return code
 
 
+def report(arguments: Sequence[str]) -> int:
+    """`jobs/report.py`: the outliers of an output. Returns the exit code."""
+    from pipeline.report import outliers
+    from pipeline.report.config import ReportConfig
+
+    return outliers.run(ReportConfig.parse(arguments))
+
+
 def train(arguments: Sequence[str]) -> int:
     """`jobs/train.py`: a generator, from pictures. Returns the exit code."""
     from pipeline.training.config import TrainConfig
@@ -98,6 +106,7 @@ def _read(file: str) -> bytes:
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "upscale": upscale,
+    "report": report,
     "train": train,
     "evaluate": evaluate,
     "models": models,

@@ -27,7 +27,7 @@ ONLY_IN = {
     "fsspec": {"storage", "s3", "web", "uris"},
     "aiohttp": {"web"},
     "botocore": {"storage"},
-    "pydantic": {"config", "settings", "training/config"},
+    "pydantic": {"config", "settings", "training/config", "report/config"},
     "pydantic_settings": {"settings"},
 }
 # Pure modules: nothing of ours but these.

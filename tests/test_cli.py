@@ -39,4 +39,4 @@ def test_the_console_command_names_its_commands(arguments, monkeypatch, capsys):
     with pytest.raises(SystemExit) as left:
         cli.main()
     assert left.value.code == 2
-    assert "upscale|train|evaluate|models|benchmark" in capsys.readouterr().err
+    assert "upscale|report|train|evaluate|models|benchmark" in capsys.readouterr().err

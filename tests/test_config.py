@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pipeline import config
 from pipeline.config import UpscaleConfig
 from pipeline.errors import ConfigError
+from pipeline.report.config import ReportConfig
 from pipeline.settings import Section
 from pipeline.training.config import TrainConfig
 
@@ -89,6 +90,7 @@ def test_help_lists_every_key(capsys):
     [
         (UpscaleConfig, "reference.yaml", ("manifest", "output")),
         (TrainConfig, "train/reference.yaml", ("images", "output")),
+        (ReportConfig, "report/reference.yaml", ("output",)),
     ],
 )
 def test_the_reference_holds_every_key_with_its_default(kind, name, required):

@@ -9,8 +9,8 @@ With transparency the colours are those on black: under what is fully transparen
 others than its source. Of alpha itself only the bias is told.
 
 Cost and memory: strips of rows, and no figure that takes more than a few passes over all samples.
-Colour difference and clipping are those of 2^14 pixels or a few more on a grid, interpolation is
-that of at most 16 windows; all the rest is that of every sample.
+Colour difference and clipping are those of pixels on a grid, interpolation is that of green, or of
+gray, in at most 16 windows; all the rest is that of every sample.
 """
 
 import math
@@ -29,9 +29,9 @@ _Floats = NDArray[np.float32]
 _Doubles = NDArray[np.float64]
 
 _BLOCK = 8  # pixels a side, of the smaller picture
-_STRIP_SAMPLES = 2**20
-_GRID_PIXELS = 2**14
-_WINDOWS, _WINDOW = 4, 96  # windows a side of the picture; pixels a side of a window
+_STRIP_SAMPLES = 2**21
+_COLOUR_PIXELS, _CLIPPED_PIXELS = 2**10, 2**14  # a few more, to be exact
+_WINDOWS, _WINDOW = 4, 48  # windows a side of the picture; pixels a side of a window
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +55,8 @@ class Consistency:
     constant_share: float
     """Blocks of 8 x 8 pixels with a single colour that have several in the source, 0 to 1."""
     plain_psnr: float | None
-    """dB, of the result against a bicubic enlargement of the source: high where the network did
-    little else. None where the result is smaller than the source."""
+    """dB, of the result's green or gray against a bicubic enlargement of the source: high where the
+    network did little else. None where the result is smaller than the source."""
     detail: float | None
     """Energy of the finest detail (after a Laplacian) over that of the bicubic enlargement; 1 where
     the network did nothing. None where the result is smaller, or the enlargement without detail."""
@@ -103,6 +103,15 @@ class _Picture:
         """(rows, W, C), as they are."""
         return self.samples[start:stop]
 
+    def green(self, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> _Floats:
+        """Levels of 255 in green, or in gray, where these cross, on black: (rows, columns)."""
+        green, alpha = self.samples[:, :, self.colours // 2], self.samples[:, :, -1]
+        levels = green[rows[:, None], columns].astype(np.float32)
+        if self.transparent:
+            levels *= alpha[rows[:, None], columns] / np.float32(self.full)
+        levels *= np.float32(255 / self.full)
+        return levels
+
     def rows(self, start: int, stop: int) -> NDArray[Any]:
         """(rows, W, C), colours as they are on black."""
         rows = self.stored(start, stop)
@@ -138,14 +147,15 @@ class _Pair:
     def averages(self, picture: _Picture, rows: range) -> _Floats:
         """Some rows of a picture reduced to the common size: (rows, W, C) in levels of 255."""
         height, width = picture.samples.shape[:2]
-        if height == self.height:
-            tall = picture.rows(rows.start, rows.stop).astype(np.float32)
-        else:
+        if height % self.height:
             tall = np.empty((len(rows), *picture.samples.shape[1:]), np.float32)
             for index, row in enumerate(rows):
                 start, weights = _covered(row, height, self.height)
                 part = picture.rows(start, start + len(weights))
                 tall[index] = np.einsum("r,rwc->wc", weights, part)
+        else:
+            times = height // self.height
+            tall = _summed_rows(picture.rows(rows.start * times, rows.stop * times), times)
         wide = tall if width == self.width else _summed(tall, self.width)
         wide *= np.float32(255 / picture.full * self.width * self.height / (width * height))
         return wide
@@ -153,9 +163,11 @@ class _Pair:
     def made_constant(self, rows: range) -> NDArray[np.bool_]:
         """Of each block whether it has a single colour only in the result: (rows of blocks, blocks
         in a row)."""
-        # On black only in the source: what is hidden there is constant, whatever the result has.
-        source = self._constant(self.source, self.source.rows, rows)
-        return ~source & self._constant(self.result, self.result.stored, rows)
+        found = self._constant(self.result, self.result.stored, rows)
+        if found.any():
+            # On black only here: what is hidden in the source is constant, whatever the result has.
+            found &= ~self._constant(self.source, self.source.rows, rows)
+        return found
 
     def _constant(
         self, picture: _Picture, read: Callable[[int, int], NDArray[Any]], rows: range
@@ -165,9 +177,9 @@ class _Pair:
         tops = [top * height // self.height for top in (*rows[::_BLOCK], rows.stop)]
         return np.stack([_of_one_colour(read(*ends), lefts) for ends in pairwise(tops)])
 
-    def grid(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Rows and columns of the pixels that stand for all."""
-        step = math.ceil(math.sqrt(self.height * self.width / _GRID_PIXELS))
+    def grid(self, pixels: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Rows and columns of about so many pixels that stand for all."""
+        step = math.ceil(math.sqrt(self.height * self.width / pixels))
         sides = (self.height, self.width)
         rows, columns = (np.arange(min(step, side) // 2, side, step) for side in sides)
         return rows, columns
@@ -178,9 +190,9 @@ class _Pair:
         common = (self.height, self.width)
         row, column = (
             (2 * index + 1) * size // (2 * small)
-            for index, size, small in zip(self.grid(), sizes, common, strict=True)
+            for index, size, small in zip(self.grid(_CLIPPED_PIXELS), sizes, common, strict=True)
         )
-        levels = picture.samples[row[:, None], column, : picture.colours]
+        levels = picture.samples.take(row, 0).take(column, 1)[:, :, : picture.colours]
         return (levels == 0) | (levels == picture.full)
 
 
@@ -190,7 +202,7 @@ class _Sums:
     def __init__(self) -> None:
         self._differences: _Doubles = np.zeros(1)
         self._squares = 0.0
-        self._colour = list[_Doubles]()
+        self._colours = list[_Floats]()
         self._worst = 0.0
         self._constant = self._blocks = 0
 
@@ -198,15 +210,16 @@ class _Sums:
         """Some rows of blocks."""
         wanted, got = (pair.averages(each, rows) for each in (pair.source, pair.result))
         off = got - wanted
-        self._differences = self._differences + np.einsum("hwc->c", off)
-        colours = pair.source.colours
+        pixels, colours = off.shape[0] * off.shape[1], pair.source.colours
+        each_once = np.ones(pixels, np.float32)
+        self._differences = self._differences + each_once @ off.reshape(pixels, -1)
         off = off[:, :, :colours]
         self._squares += float(np.einsum("hwc,hwc->", off, off))
         self._worst = max(self._worst, _worst_block(off))
-        grid_rows, columns = pair.grid()
+        grid_rows, columns = pair.grid(_COLOUR_PIXELS)
         here = grid_rows[(grid_rows >= rows.start) & (grid_rows < rows.stop)] - rows.start
-        pair_lab = [lab(each[here[:, None], columns, :colours]) for each in (wanted, got)]
-        self._colour.append(delta_e2000(*pair_lab).ravel())
+        chosen = (here[:, None], columns, slice(colours))
+        self._colours.append(np.stack([wanted[chosen], got[chosen]]))
         flat = pair.made_constant(rows)
         self._constant += int(np.count_nonzero(flat))
         self._blocks += flat.size
@@ -216,9 +229,10 @@ class _Sums:
         pixels, colours = pair.height * pair.width, pair.source.colours
         bias = [float(value) / pixels for value in self._differences]
         plain_psnr, detail = _against_plain(pair)
+        labs = lab(np.concatenate(self._colours, axis=1))
         return Consistency(
             psnr=_decibels(self._squares / (pixels * colours)),
-            delta_e=float(np.concatenate(self._colour).mean()),
+            delta_e=float(delta_e2000(*labs).mean()),
             local_difference=self._worst,
             bias_red=bias[0],
             bias_green=bias[colours // 2],
@@ -242,9 +256,25 @@ def _covered(row: int, size: int, target: int) -> tuple[int, _Floats]:
     return start, weights
 
 
+def _summed_rows(x_hwc: NDArray[Any], times: int) -> _Floats:
+    """Sums of so many rows each: (H / times, W, C)."""
+    parts = x_hwc.reshape(-1, times, *x_hwc.shape[1:])
+    narrow = parts.dtype == np.uint8 and times <= 2**8  # no sum is above 16 bits
+    kind = np.uint16 if narrow else np.float32 if parts.dtype == np.float32 else np.uint32
+    sums = parts[:, 0].astype(kind)
+    for index in range(1, times):
+        sums += parts[:, index]
+    return sums.astype(np.float32)
+
+
 def _summed(x_hwc: _Floats, target: int) -> _Floats:
     """The same across, as sums: (H, target, C)."""
-    edges = np.arange(target) * x_hwc.shape[1]
+    height, width, channels = x_hwc.shape
+    times, rest = divmod(width, target)
+    if not rest:  # a product of matrices is the fastest way to add up what lies so close
+        adds = np.tile(np.eye(channels, dtype=np.float32), (times, 1))
+        return (x_hwc.reshape(height * target, -1) @ adds).reshape(height, target, channels)
+    edges = np.arange(target) * width
     whole, parts = edges // target, (edges % target / target).astype(np.float32)
     sums = np.add.reduceat(x_hwc, whole, axis=1)
     if parts.any():  # of the pixel on an edge, so much belongs to what is left of it
@@ -256,6 +286,11 @@ def _summed(x_hwc: _Floats, target: int) -> _Floats:
 
 def _of_one_colour(x_hwc: NDArray[Any], lefts: NDArray[np.intp]) -> NDArray[np.bool_]:
     """Of each block of columns, which begin there."""
+    first, middle, last = x_hwc[[0, len(x_hwc) // 2, -1]].reshape(3, -1)
+    same = (first == middle) & (first == last)
+    found = np.logical_and.reduceat(same, lefts * x_hwc.shape[2])
+    if not found.any():  # as three rows show, of nearly all blocks
+        return found
     least, most = x_hwc.min(axis=0), x_hwc.max(axis=0)
     found = np.logical_and.reduceat((least == most).all(axis=1), lefts)
     if found.any():  # rarely: each of its columns has one, but do all have the same?
@@ -268,7 +303,7 @@ def _worst_block(off_hwc: _Floats) -> float:
     """The largest mean absolute difference of a block; its first row starts one."""
     height, width, channels = off_hwc.shape
     tops, lefts = np.arange(0, height, _BLOCK), np.arange(0, width, _BLOCK)
-    sums = np.einsum("hwc->hw", np.abs(off_hwc))
+    sums = np.abs(off_hwc) @ np.ones(channels, np.float32)
     sums = np.add.reduceat(np.add.reduceat(sums, tops, axis=0), lefts, axis=1)
     high, wide = np.diff(tops, append=height), np.diff(lefts, append=width)
     return float((sums / (high[:, None] * wide * channels)).max())
@@ -283,55 +318,51 @@ def _decibels(square: float) -> float:
 
 def _against_plain(pair: _Pair) -> tuple[float | None, float | None]:
     """`plain_psnr` and `detail`, in windows of the result that lie evenly."""
-    (height, width), (high, wide) = pair.source.samples.shape[:2], pair.result.samples.shape[:2]
-    if high < height or wide < width:
+    source, result = pair.source.samples.shape[:2], pair.result.samples.shape[:2]
+    if result[0] < source[0] or result[1] < source[1]:
         return None, None
-    squares = made = plain = 0.0
-    count = 0
-    for top in _starts(high):
-        down, first, last = _bicubic(top, min(_WINDOW, high), height, high)
-        source_rows = pair.source.rows(first, last)
-        result_rows = pair.result.rows(top, top + len(down))
-        for left in _starts(wide):
-            across, start, stop = _bicubic(left, min(_WINDOW, wide), width, wide)
-            got = result_rows[:, left : left + len(across), : pair.source.colours]
-            got = got.astype(np.float32).transpose(2, 0, 1) * np.float32(255 / pair.result.full)
-            x = source_rows[:, start:stop, : pair.source.colours].astype(np.float32)
-            wanted = down @ x.transpose(2, 0, 1) @ across.T
-            wanted = wanted.clip(0, pair.source.full) * np.float32(255 / pair.source.full)
-            if pair.result.full == 255:
-                wanted = np.rint(wanted)
-            squares += float(np.square(got - wanted).sum())
-            made += _laplacian_energy(got)
-            plain += _laplacian_energy(wanted)
-            count += got.size
-    return _decibels(squares / count), made / plain if plain else None
+    (down, rows), (across, columns) = (
+        _bicubic(_windows(target).ravel(), size, target)
+        for size, target in zip(source, result, strict=True)
+    )
+    wanted = (down @ pair.source.green(rows, columns) @ across.T).clip(0, 255)
+    if pair.result.full == 255:
+        wanted = np.rint(wanted)
+    high, wide = (_windows(target) for target in result)
+    got = pair.result.green(high.ravel(), wide.ravel())
+    psnr = _decibels(float(np.square(got - wanted).mean()))
+    made, plain = (
+        _laplacian_energy(each.reshape(*high.shape, *wide.shape)) for each in (got, wanted)
+    )
+    return psnr, made / plain if plain else None
 
 
-def _starts(size: int) -> list[int]:
-    """Where windows begin: evenly, none over another."""
-    count = min(_WINDOWS, max(1, size // _WINDOW))
-    free = max(0, size - count * _WINDOW)
-    return [free * (2 * index + 1) // (2 * count) + index * _WINDOW for index in range(count)]
+def _windows(size: int) -> NDArray[np.intp]:
+    """The indices along a side that are in windows, which lie evenly, none over another: (windows,
+    side of a window)."""
+    count, side = min(_WINDOWS, max(1, size // _WINDOW)), min(size, _WINDOW)
+    free = size - count * side
+    starts = [free * (2 * index + 1) // (2 * count) + index * side for index in range(count)]
+    return np.array(starts)[:, None] + np.arange(side)
 
 
-def _bicubic(start: int, count: int, size: int, target: int) -> tuple[_Floats, int, int]:
+def _bicubic(places: NDArray[np.intp], size: int, target: int) -> tuple[_Floats, NDArray[np.intp]]:
     """Keys' cubic convolution with a = -0.5, for some of the target's rows: their weights
-    (count, rows of the source), and which rows those are; the border goes on."""
-    centres = (np.arange(start, start + count) + 0.5) * size / target - 0.5
+    (places, rows of the source), and which rows those are; the border goes on."""
+    centres = (places + 0.5) * size / target - 0.5
     index = np.floor(centres).astype(np.intp)[:, None] + np.arange(-1, 3)
     distance = np.abs(index - centres[:, None])
     near = (1.5 * distance - 2.5) * distance**2 + 1
     far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
     weights = np.where(distance < 1, near, far)
-    index = index.clip(0, size - 1)
-    first, last = int(index.min()), int(index.max()) + 1
-    matrix = np.zeros((count, last - first), np.float32)
-    np.add.at(matrix, (np.arange(count)[:, None], index - first), weights)
-    return matrix, first, last
+    used, column = np.unique(index.clip(0, size - 1), return_inverse=True)
+    cells = np.arange(len(places))[:, None] * len(used) + column.reshape(index.shape)
+    matrix = np.bincount(cells.ravel(), weights.ravel(), len(places) * len(used))
+    return matrix.reshape(len(places), len(used)).astype(np.float32), used
 
 
-def _laplacian_energy(x_chw: _Floats) -> float:
-    middle = 4 * x_chw[:, 1:-1, 1:-1]
-    beside = x_chw[:, 1:-1, :-2] + x_chw[:, 1:-1, 2:] + x_chw[:, :-2, 1:-1] + x_chw[:, 2:, 1:-1]
+def _laplacian_energy(x: _Floats) -> float:
+    """Of the insides of windows, (windows, rows, windows, columns)."""
+    middle = 4 * x[:, 1:-1, :, 1:-1]
+    beside = x[:, 1:-1, :, :-2] + x[:, 1:-1, :, 2:] + x[:, :-2, :, 1:-1] + x[:, 2:, :, 1:-1]
     return float(np.square(middle - beside).sum())
