@@ -3,13 +3,14 @@
 # make test   formatting, lint, types and all tests
 # make test-slow   large pictures: memory and exactness; an hour
 # make ragged      small pictures of all sizes: a worker's speed against the engine's
+# make png-speed   the PNG writer against Pillow's, on the photographs of PICTURES
 PYTHON ?= python3
 # For torch without CUDA: make env PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt
 
-.PHONY: env demo test test-slow ragged check s3-server reference clean
+.PHONY: env demo test test-slow ragged png-speed check s3-server reference clean
 
 env: .venv/.env
 .venv/.env: pyproject.toml constraints.txt
@@ -35,6 +36,10 @@ test-slow: .venv/.test
 
 ragged: .venv/.test
 	$(BIN)/python tests/slow/ragged.py
+
+PICTURES ?= ../shared/data/kodak
+png-speed: .venv/.test
+	OMP_NUM_THREADS=1 $(BIN)/python tests/slow/png_speed.py --pictures $(PICTURES)
 
 check: .venv/.test
 	$(BIN)/ruff format --check .

@@ -19,6 +19,7 @@ _UNITS = {1: 1, 2: 1, 5: 4, 6: 1, 7: 1, 10: 4, 11: 4, 12: 8}  # what a change of
 
 ORIENTATION = 0x0112
 X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
+MAKER_NOTE = 0x927C
 INCH, CENTIMETRE = 2, 3
 POINTERS = {"exif": ("ifd0", 0x8769), "gps": ("ifd0", 0x8825), "interop": ("exif", 0xA005)}
 """The directories below the first, each with where its offset stands."""
@@ -126,6 +127,17 @@ def entries(stream: bytes, order: Order = "<") -> dict[str, dict[int, Value]]:
         }
         for name, directory in parsed.directories.items()
     }
+
+
+def maker_note(stream: bytes) -> tuple[int, bytes] | None:
+    """Where it begins, and its bytes; None if there is none outside its entry."""
+    try:
+        parsed = parse(stream)
+    except BrokenExifError:
+        return None
+    found = parsed.directories.get("exif")
+    entry = found.entries.get(MAKER_NOTE) if found else None
+    return (entry.start, parsed.value(entry)) if entry and entry.size > 8 else None
 
 
 def _ordered(parsed: Stream, entry: Entry, order: Order) -> bytes:

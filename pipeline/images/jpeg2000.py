@@ -10,6 +10,7 @@ import numpy as np
 import PIL.Jpeg2KImagePlugin
 
 from pipeline.errors import DecodeError, UnsupportedError
+from pipeline.images import ifd
 from pipeline.images.image import Alpha, Colour, Facts, Samples
 from pipeline.images.levels import full_range
 from pipeline.images.walk import jp2_boxes
@@ -26,6 +27,7 @@ _ENUMERATED: dict[int, Colour] = {12: "cmyk", 14: "lab"}
 _SYCC = 18
 _OPACITY, _PREMULTIPLIED = 1, 2
 _MOST_BOXES = 10_000
+_EXIF = b"JpgTiffExif->JP2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ def facts(data: bytes) -> Facts:
         signs = ", ".join(f"{'signed ' * (d < 0)}{abs(d)}" for d in size.depths)
         raise UnsupportedError("unsupported_depth", f"components of {signs} bits")
     depth, components = size.depths[0], len(size.depths)
+    turned = ifd.orientation(boxes.get(_EXIF, b""))
     colour: Colour = "gray" if components < 3 else "rgb"
     method, _, _, enumerated = struct.unpack_from(">BBBI", boxes.get(b"colr", b"").ljust(7, b"\0"))
     if method == 1:
@@ -58,7 +61,9 @@ def facts(data: bytes) -> Facts:
     if not 1 <= channels <= 4:
         raise DecodeError("decode_failed", f"a palette of {channels} columns, 1 to 4 are read")
     if colour == "palette":
-        return Facts("jpeg2000", "P", depth, 1, size.width, size.height, channels, colour)
+        return Facts(
+            "jpeg2000", "P", depth, 1, size.width, size.height, channels, colour, orientation=turned
+        )
     names = {"gray": "L", "rgb": "RGB", "cmyk": "CMYK", "lab": "LAB"}
     mode = names[colour] + {"none": "", "straight": "A"}.get(alpha, "a")
     spare = components - {"gray": 1, "cmyk": 4}.get(colour, 3) - (alpha != "none")
@@ -67,7 +72,9 @@ def facts(data: bytes) -> Facts:
             "unsupported_colour", f"{components} components, {spare} more than {mode} has"
         )
     channels += alpha != "none"
-    return Facts("jpeg2000", mode, depth, 1, size.width, size.height, channels, colour, alpha)
+    return Facts(
+        "jpeg2000", mode, depth, 1, size.width, size.height, channels, colour, alpha, turned
+    )
 
 
 def samples(data: bytes, said: Facts) -> Samples:
@@ -84,10 +91,13 @@ def samples(data: bytes, said: Facts) -> Samples:
             names = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
             found = np.asarray(opened.convert(names[said.channels]), np.uint8)
             return found.reshape(said.height, said.width, -1)
-    found = imagecodecs.jpeg2k_decode(data, numthreads=1)
-    return full_range(
-        found.reshape(said.height, said.width, len(size.depths)), 2**said.bit_depth - 1
-    )
+    # Of the codestream alone: given the boxes too, the codec converts to sRGB by their profile.
+    found = imagecodecs.jpeg2k_decode(_codestream(data), numthreads=1)
+    found = found.reshape(said.height, said.width, len(size.depths))
+    order = _order(boxes, len(size.depths))
+    if order != sorted(order):
+        found = found[:, :, order]
+    return full_range(found, 2**said.bit_depth - 1)
 
 
 def is_whole(data: bytes) -> bool:
@@ -135,6 +145,22 @@ def _alpha(boxes: dict[bytes, bytes], components: int, colour: Colour) -> Alpha:
     return "straight" if components in (2, 4) and colour in ("gray", "rgb") else "none"
 
 
+def _order(boxes: dict[bytes, bytes], components: int) -> list[int]:
+    """The components as colours, then opacity. Raises DecodeError.
+
+    A channel definition says which colour, from 1, a component belongs to; 0 is all of them.
+    """
+    defined = {
+        component: (kind, colour)
+        for component, kind, colour in struct.iter_unpack(">HHH", boxes.get(b"cdef", b"")[2:])
+    }
+    if not defined:
+        return list(range(components))
+    if defined.keys() != set(range(components)):
+        raise DecodeError("decode_failed", f"{len(defined)} of {components} components defined")
+    return sorted(range(components), key=lambda component: defined[component])
+
+
 def _size(codestream: bytes) -> _Size:
     if codestream[:4] != CODESTREAM:
         raise DecodeError("decode_failed", f"no codestream: {codestream[:4]!r}")
@@ -150,16 +176,32 @@ def _size(codestream: bytes) -> _Size:
 
 
 def _boxes(data: bytes) -> dict[bytes, bytes]:
-    """What is in each kind of box, the first of each; of the codestream its beginning."""
+    """What is in each kind of box, the first of each; of large ones their beginning.
+
+    Those of users are of as many kinds as there are identifiers.
+    """
     if data.startswith(CODESTREAM):
         return {b"jp2c": data[: 42 + 3 * 16_384]}
     found: dict[bytes, bytes] = {}
-    for kind, body in _walk(data, 0, len(data)):
-        found.setdefault(kind, body)
+    for kind, start, end in _walk(data, 0, len(data)):
+        body = data[start : min(end, start + 65_536)]
+        name, content = (body[:16], body[16:]) if kind == b"uuid" else (kind, body)
+        found.setdefault(name, content)
     return found
 
 
-def _walk(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, bytes]]:
+def _codestream(data: bytes) -> bytes:
+    """The samples as they are coded. Raises DecodeError."""
+    if data.startswith(CODESTREAM):
+        return data
+    for kind, start, end in _walk(data, 0, len(data)):
+        if kind == b"jp2c":
+            return data[start:end]
+    raise DecodeError("decode_failed", "no codestream")
+
+
+def _walk(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Each box's kind, and where what is in it begins and ends."""
     for _ in range(_MOST_BOXES):
         if at + 8 > end:
             return
@@ -173,6 +215,6 @@ def _walk(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, bytes]]:
             raise DecodeError("decode_failed", f"a box of {length} bytes")
         if kind in _SUPERBOXES:
             yield from _walk(data, body, min(after, end))
-        yield kind, data[body : min(after, body + 65_536)]
+        yield kind, body, min(after, len(data))
         at = after
     raise DecodeError("decode_failed", f"more than {_MOST_BOXES:,} boxes")

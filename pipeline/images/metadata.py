@@ -11,6 +11,15 @@ from pipeline.images.image import Facts, Metadata
 SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 """IPTC's vocabulary of where a picture comes from."""
 
+# From the least to the most of a picture that is not its subject's. What is below is replaced.
+_SYNTHETIC = (
+    "algorithmicallyEnhanced",
+    "compositeSynthetic",
+    "compositeWithTrainedAlgorithmicMedia",
+    "trainedAlgorithmicMedia",
+)
+
+_SOURCE_TYPE = "Iptc4xmpExt:DigitalSourceType"
 _MOST_DPI = 1e6  # what says more is not meant
 _ICC_HEADER = 128
 
@@ -82,7 +91,7 @@ def derive(
         dpi = dpi[0] * size[0] / width, dpi[1] * size[1] / height
     kept = Metadata(icc_profile=said.icc_profile, dpi=dpi)
     if policy.strip_metadata:
-        return replace(kept, xmp=_mark(policy)), ()
+        return replace(kept, xmp=_mark(said.xmp, policy)), ()
     change = Change(source.orientation, stored, size, policy.resolution == "scale")
     warnings = list[str]()
     stream, packet = said.exif, said.xmp
@@ -100,12 +109,25 @@ def derive(
     return replace(kept, exif=stream, xmp=packet, iptc=said.iptc), tuple(warnings)
 
 
-def _mark(policy: Policy) -> bytes | None:
+def _mark(packet: bytes | None, policy: Policy) -> bytes | None:
     """A packet that says where the picture comes from and nothing else."""
     if policy.source_type == "off":
         return None
-    says = {"Iptc4xmpExt:DigitalSourceType": SOURCE_TYPES + policy.source_type}
+    try:
+        before = xmp.parse(packet or xmp_edit.EMPTY).text(_SOURCE_TYPE)
+    except xmp.BrokenXmpError:
+        before = ""
+    kind = before.rpartition("/")[2] if _is_stronger(before, policy) else policy.source_type
+    says = {_SOURCE_TYPE: SOURCE_TYPES + kind}
     return xmp_edit.edit(xmp_edit.EMPTY, says=says, corrects={}, event=None)
+
+
+def _is_stronger(before: str, policy: Policy) -> bool:
+    """Whether a source already says more of machines than its result would: enlarged, what a
+    network made is still made by a network."""
+    kind = before.rpartition("/")[2]
+    ours = _SYNTHETIC.index(policy.source_type)
+    return kind in _SYNTHETIC[ours + 1 :]
 
 
 def _derived(
@@ -140,9 +162,10 @@ def _derived(
     }
     if original or document:
         says["xmpMM:OriginalDocumentID"] = original or document
-    if policy.source_type != "off":
-        says["Iptc4xmpExt:DigitalSourceType"] = SOURCE_TYPES + policy.source_type
-        if source_type := before.text("Iptc4xmpExt:DigitalSourceType"):
+    source_type = before.text(_SOURCE_TYPE)
+    if policy.source_type != "off" and not _is_stronger(source_type, policy):
+        says[_SOURCE_TYPE] = SOURCE_TYPES + policy.source_type
+        if source_type:
             made["source_type"] = source_type
     event = {
         "stEvt:action": "edited",

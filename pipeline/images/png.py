@@ -26,8 +26,6 @@ Deflate = Callable[[Bytes], bytes]
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # by channels
-_INCHES_PER_METRE = 1 / 0.0254
-_PER_METRE = 1
 
 _NONE, _SUB, _UP, _AVERAGE, _PAETH = range(5)
 
@@ -86,18 +84,11 @@ EFFORTS: dict[str, Effort] = {
 }
 
 
-def encode(
-    pixels: Samples,
-    effort: Effort,
-    *,
-    icc_profile: bytes | None = None,
-    dpi: tuple[float, float] | None = None,
-) -> bytes:
-    """The file.
+def encode(pixels: Samples, effort: Effort) -> bytes:
+    """The file, which says nothing beside its samples: `containers.embed` puts that in.
 
     pixels: (height, width, 1 to 4), 8 or 16 bits a sample, gray or RGB without or with straight
-    alpha; in any memory layout. effort: one of EFFORTS. dpi: pixels per inch, across and down, up
-    to 50 million.
+    alpha; in any memory layout. effort: one of EFFORTS.
     """
     height, width, channels = pixels.shape
     depth = 8 * pixels.itemsize
@@ -106,11 +97,6 @@ def encode(
     file.write(_SIGNATURE)
     header = struct.pack(">IIBBBBB", width, height, depth, _COLOUR_TYPES[channels], 0, 0, 0)
     _write_chunk(file, b"IHDR", header)
-    if icc_profile:
-        _write_chunk(file, b"iCCP", b"ICC Profile\0\0" + zlib.compress(icc_profile))
-    if dpi:
-        across, down = (round(side * _INCHES_PER_METRE) for side in dpi)
-        _write_chunk(file, b"pHYs", struct.pack(">IIB", across, down, _PER_METRE))
     for part in _zlib_stream(pixels, effort):
         for start in range(0, len(part), _IDAT_BYTES):
             _write_chunk(file, b"IDAT", memoryview(part)[start : start + _IDAT_BYTES])

@@ -1,20 +1,25 @@
 """PNG's texts, and the profiles that old programs wrote into them."""
 
+import zlib
 from collections.abc import Callable
 
 from pipeline.images.walk import (
     EXIF_IN_JPEG,
     IPTC_RESOURCE,
+    RAW_PROFILE,
     XMP_IN_JPEG,
     image_resources,
 )
 
 KINDS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 """The chunks that hold texts."""
+EXIF_KEYWORDS = tuple(RAW_PROFILE.lower() + kind for kind in (b"exif", b"app1"))
+"""Where EXIF stood before it had a chunk of its own, in small letters."""
 
 _KEYWORD_BYTES = 79
 # The language and the translated keyword of an international text; no program writes the latter.
 _PREAMBLE_BYTES = 1000
+_MOST_EXIF_TEXT = 2**20
 _RAW_PROFILES = {b"exif": "exif", b"xmp": "xmp", b"iptc": "iptc", b"icc": "icc", b"icm": "icc"}
 
 Inflate = Callable[[memoryview], bytes | None]
@@ -38,6 +43,21 @@ def content(kind: bytes, rest: memoryview, inflate: Inflate) -> bytes | memoryvi
         return None
     text = rest[2 + translated + 1 :]
     return inflate(text) if rest[0] else text
+
+
+def exif(kind: bytes, body: memoryview) -> bytes:
+    """EXIF in a chunk with one of EXIF_KEYWORDS; empty if there is none, or more than a camera
+    writes."""
+    text = content(kind, body[len(keyword(body)) + 1 :], _inflated)
+    found = raw_profiles(bytes(text)) if text and len(text) <= _MOST_EXIF_TEXT else None
+    return next((block for kind, block in found or () if kind == "exif"), b"")
+
+
+def _inflated(stream: memoryview) -> bytes | None:
+    try:
+        return zlib.decompressobj().decompress(stream, _MOST_EXIF_TEXT + 1)
+    except zlib.error:
+        return None
 
 
 def raw_profiles(text: bytes) -> list[tuple[str, bytes]] | None:

@@ -16,6 +16,7 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 
 from pipeline.errors import DecodeError
+from pipeline.images import png_text
 from pipeline.images.image import Samples
 from pipeline.images.levels import palette_channels
 
@@ -85,6 +86,10 @@ def header(data: bytes) -> Header:
     for kind, body in _chunks(data):
         if kind in (b"IHDR", b"PLTE", b"tRNS", b"acTL", b"eXIf"):
             parts.setdefault(kind, bytes(body))
+        elif kind in png_text.KINDS:
+            name = png_text.keyword(body).lower()
+            if name in png_text.EXIF_KEYWORDS and name not in parts:
+                parts[name] = png_text.exif(kind, body)
     width, height, depth, kind, method, _, interlace = struct.unpack(
         ">IIBBBBB", parts.get(b"IHDR", b"")
     )
@@ -98,7 +103,8 @@ def header(data: bytes) -> Header:
     if kind & 4 or (kind in (0, 2) and len(transparent or b"") < 2 * _CHANNELS[kind]):
         transparent = None
     frames = int.from_bytes(parts.get(b"acTL", b"")[:4])
-    exif = parts.get(b"eXIf", b"")
+    places = (b"eXIf", *png_text.EXIF_KEYWORDS)  # the old ones count where there is no new one
+    exif = next((parts[place] for place in places if parts.get(place)), b"")
     return Header(
         width, height, depth, kind, interlace == 1, palette, transparent, max(1, frames), exif
     )

@@ -13,7 +13,8 @@ the BigTIFF design by AWare Systems; CIPA DC-008, Exif 3.0.
 import io
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 import tifffile
@@ -25,6 +26,9 @@ from pipeline.images.page import Page
 
 _PHOTOMETRIC = {1: "minisblack", 2: "minisblack", 3: "rgb", 4: "rgb"}  # by channels
 _STRIP_BYTES = 2**19
+# Maker notes hold offsets that count from the beginning of EXIF. In a TIFF that is the file's, so
+# a note stays true where it stands as far from there as it did, if that is not too far.
+_MOST_PADDING = 2**16
 _TILE = 512
 _TILED_PIXELS = 2**24
 
@@ -61,10 +65,15 @@ def encode(
     classic_bytes: what might become larger than this is written as BigTIFF.
     """
     planned = [_plan(page, tiled_pixels) for page in pages]
-    big = sum(page.most_bytes for page in planned) > classic_bytes
+    note = exif.maker_note(pages[0].said.exif) if pages[0].said.exif else None
+    at = note[0] if note and note[0] <= _MOST_PADDING else 0
+    big = at + sum(page.most_bytes for page in planned) > classic_bytes
     # BytesIO grows in place and hands its buffer over: nowhere is there a second copy of the file.
     file = io.BytesIO()
     with tifffile.TiffWriter(file, bigtiff=big, byteorder="<") as writer:
+        if note and at >= writer.filehandle.tell():
+            writer.filehandle.write(bytes(at - writer.filehandle.tell()) + note[1])
+            planned[0] = replace(planned[0], note_at=at)
         for page in planned:
             _write(writer, page, big)
     lost = {
@@ -86,6 +95,8 @@ class _Planned:
     rows: int
     """Of a strip or tile."""
     columns: int
+    note_at: int = 0
+    """Where its maker note stands in the file; 0 where that is of no matter."""
 
     @property
     def dpi(self) -> tuple[float, float] | None:
@@ -144,12 +155,19 @@ def _exif(writer: tifffile.TiffWriter, page: _Planned, big: bool) -> Iterator[_T
         said["exif"] = said["exif"] | {_INTEROPERABILITY: (offset_kind, 1, at)}
     for directory, name in _DIRECTORY_NAMES.items():
         if directory in said:
-            yield name, offset_kind, 1, _append(writer, said[directory], big), True
+            there = {exif.MAKER_NOTE: page.note_at} if directory == "exif" and page.note_at else {}
+            yield name, offset_kind, 1, _append(writer, said[directory], big, there), True
 
 
-def _append(writer: tifffile.TiffWriter, said: Mapping[int, exif.Value], big: bool) -> int:
+def _append(
+    writer: tifffile.TiffWriter,
+    said: Mapping[int, exif.Value],
+    big: bool,
+    there: Mapping[int, int] = MappingProxyType({}),
+) -> int:
     """A directory at the end of the file; where it begins.
 
+    there: values that stand in the file already, and where.
     BigTIFF has 64 bits where TIFF has 16 for the number of entries, and 32 for offsets and counts.
     """
     entry, number = ("<HHQ", "<Q") if big else ("<HHI", "<H")
@@ -161,7 +179,9 @@ def _append(writer: tifffile.TiffWriter, said: Mapping[int, exif.Value], big: bo
     table, values = bytearray(struct.pack(number, len(said))), bytearray()
     for tag, (kind, count, value) in sorted(said.items()):
         table += struct.pack(entry, tag, kind, count)
-        if len(value) <= room:
+        if tag in there:
+            table += there[tag].to_bytes(room, "little")
+        elif len(value) <= room:
             table += value.ljust(room, b"\0")
         else:
             table += (at + head + len(values)).to_bytes(room, "little")

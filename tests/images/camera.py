@@ -21,6 +21,14 @@ def icc(kind="sRGB"):
     return PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile(kind)).tobytes()
 
 
+def swapped():
+    """sRGB with red for blue: whoever converts from it to another space is found out."""
+    profile = icc()
+    for old, new in ((b"rXYZ", b"here"), (b"bXYZ", b"rXYZ"), (b"here", b"bXYZ")):
+        profile = profile.replace(old, new)
+    return profile
+
+
 def exif(order="<", *, orientation=1, size=(40, 30), dpi=(300, 200), thumbnail=True, more=()):
     """A Canon's: its maker note is a directory whose offsets count from the stream's beginning."""
     pack = lambda letters, *values: struct.pack(order + letters, *values)  # noqa: E731

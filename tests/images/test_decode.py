@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import struct
 import zlib
 from pathlib import Path
@@ -104,11 +105,15 @@ def test_what_imagecodecs_wrote_comes_back_in_its_own_depth(pixels, format):
     assert image.facts.alpha == ("straight" if pixels.shape[2] in (2, 4) else "none")
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
-@pytest.mark.parametrize("format", ["PNG", "TIFF", "GIF", "BMP", "PPM", "WEBP"])
+@pytest.mark.parametrize(
+    ("mode", "format"),
+    [
+        *itertools.product(["1", "L", "LA", "P", "RGB", "RGBA"], ["PNG", "TIFF", "GIF", "WEBP"]),
+        *[(mode, "BMP") for mode in ("1", "L", "P", "RGB", "RGBA")],
+        *[(mode, "PPM") for mode in ("1", "L", "RGB")],
+    ],
+)
 def test_every_8_bit_mode_is_read_as_pillow_reads_it(mode, format):
-    if (mode == "LA" and format == "BMP") or (format == "PPM" and mode not in "1 L RGB"):
-        pytest.skip("Pillow writes no such file")
     source = picture(24, 16, 3 if mode == "P" else 4).convert(mode)
     data = saved(source, format, **({"lossless": True} if format == "WEBP" else {}))
     image = read(data)
@@ -385,6 +390,38 @@ def test_ten_thousand_pages_are_counted_and_refused():
         parts.append(entry + struct.pack("<I", 8 + 18 * (index + 1) if index < 9_999 else 0))
     with pytest.raises(ItemError, match=r"10,000 pages, limit 1,000"):
         read(b"".join(parts))
+
+
+def jp2(pixels, *more, method=b"\1"):
+    """Without loss; more: boxes that say how it is meant. method: 1 a colour space's number."""
+    file = imagecodecs.jpeg2k_encode(pixels, level=0, reversible=True, codecformat="jp2")
+    at = file.index(b"jp2h") - 4
+    (size,) = struct.unpack_from(">I", file, at)
+    header = file[at + 8 : at + size]
+    if method != b"\1":
+        header = header[: header.index(b"colr") - 4]
+    header += b"".join(struct.pack(">I4s", 8 + len(body), kind) + body for kind, body in more)
+    return file[:at] + struct.pack(">I4s", 8 + len(header), b"jp2h") + header + file[at + size :]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_jpeg_2000_stays_in_the_space_of_its_profile(dtype):
+    """Its codec would convert to sRGB. In this profile red is blue."""
+    profile = camera.swapped()
+    pixels = noise(20, 16, 3, dtype=dtype)
+    image = read(jp2(pixels, (b"colr", b"\2\0\0" + profile), method=b"\2"))
+    np.testing.assert_array_equal(image.pixels, pixels)
+    assert image.metadata.icc_profile == profile
+
+
+def test_components_of_jpeg_2000_stand_in_any_order():
+    """As its channel definitions say: here alpha, blue, green, red."""
+    pixels = noise(20, 16, 4)
+    kinds = struct.pack(">H12H", 4, 0, 1, 0, 1, 0, 3, 2, 0, 2, 3, 0, 1)
+    image = read(jp2(pixels, (b"cdef", kinds)))
+    np.testing.assert_array_equal(image.pixels, pixels[:, :, ::-1])
+    assert image.facts.mode == "RGBA"
+    assert code(jp2(pixels, (b"cdef", struct.pack(">H3H", 1, 0, 1, 0)))) == "decode_failed"
 
 
 # --- Colour --------------------------------------------------------------------------------------

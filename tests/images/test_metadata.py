@@ -442,6 +442,29 @@ def test_the_source_type_is_a_choice():
     assert texts(made.xmp, "Iptc4xmpExt:DigitalSourceType") == expected
 
 
+@pytest.mark.parametrize(
+    ("before", "asked", "after"),
+    [
+        ("trainedAlgorithmicMedia", "algorithmicallyEnhanced", "trainedAlgorithmicMedia"),
+        ("compositeSynthetic", "algorithmicallyEnhanced", "compositeSynthetic"),
+        ("compositeSynthetic", *["compositeWithTrainedAlgorithmicMedia"] * 2),
+        ("algorithmicallyEnhanced", *["compositeWithTrainedAlgorithmicMedia"] * 2),
+        ("trainedAlgorithmicMedia", "off", "trainedAlgorithmicMedia"),
+        ("digitalCapture", *["algorithmicallyEnhanced"] * 2),
+    ],
+)
+def test_what_a_machine_made_stays_marked_as_that(before, asked, after):
+    packet = camera.XMP.replace(b"digitalsourcetype/print", b"digitalsourcetype/" + before.encode())
+    said = replace(SAID, xmp=packet)
+    made, _ = derive(said, source_type=asked)
+    assert xmp.parse(made.xmp).text("Iptc4xmpExt:DigitalSourceType") == TYPES + after
+    assert made.xmp.count(b"<Iptc4xmpExt:DigitalSourceType") == 1
+    assert (f"source_type={TYPES}{before}".encode() in made.xmp) == (before != after)
+    if asked != "off":
+        stripped, _ = derive(said, source_type=asked, strip_metadata=True)
+        assert xmp.parse(stripped.xmp).text("Iptc4xmpExt:DigitalSourceType") == TYPES + after
+
+
 def test_stripped_is_stripped_but_for_the_mark():
     made, _ = derive(SAID, strip_metadata=True)
     assert (made.icc_profile, made.exif, made.iptc) == (PROFILE, None, None)

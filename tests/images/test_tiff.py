@@ -267,6 +267,26 @@ def test_exiftool_finds_every_word_and_no_fault(tmp_path, order):
 
 
 @sizes
+@orders
+def test_a_maker_note_stays_as_far_from_the_beginning_as_it_was(big, order):
+    """What its own offsets count on; further pages have no such place left."""
+    said = Metadata(exif=stream(order))
+    at, note = exif.maker_note(said.exif)
+    assert said.exif[at : at + len(note)] == note
+    file = written(Page(noise(5, 4, 3), said), Page(noise(3, 3, 1), said), big=big)
+    assert file[at : at + len(note)] == note
+    for index in range(2):
+        read = PIL.Image.open(io.BytesIO(file))
+        read.seek(index)
+        assert read.getexif().get_ifd(0x8769)[0x927C] == note
+    words = 70_000
+    values = {0x9101: (7, words, bytes(words)), 0x927C: (7, len(note), note)}
+    far = Metadata(exif=stream(order, exif=values))
+    assert exif.maker_note(far.exif)[0] > words
+    assert len(written(Page(noise(5, 4, 3), far), big=big)) < words + 5000
+
+
+@sizes
 def test_pages_have_their_own_samples_and_words(big):
     pages = [
         Page(noise(20, 30, 3), Metadata(exif=stream(), dpi=(300, 300))),
