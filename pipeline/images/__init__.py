@@ -11,6 +11,7 @@ decode       a file's bytes to a picture: facts, policy, samples, metadata
 header       facts of each format, before anything is decoded
 read_png, read_tiff, jpeg, jpeg2000, webp, gif, pnm
              a format's header, and its samples where no library has them as they are stored
+tiff_parts   the strips and tiles of a TIFF
 ifd          directories of tags: of TIFF, EXIF and cameras' further pictures
 levels       full range, straight alpha, the right way up
 colour       CMYK and Lab to sRGB

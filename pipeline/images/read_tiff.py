@@ -1,49 +1,32 @@
 """TIFF: which of its directories are pages, what each says, and its samples at their own depth.
 
-tifffile and imagecodecs decode, strip by strip and tile by tile, so that one that is missing is
-known; libtiff by way of Pillow does what they do not: YCbCr outside of JPEG, and old-style JPEG.
+tifffile and imagecodecs decode, in `tiff_parts`; libtiff by way of Pillow does what they do not:
+YCbCr outside of JPEG, and old-style JPEG.
 """
 
 import io
-import logging
-import math
-import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import PIL.TiffImagePlugin
-import tifffile
 from numpy.typing import NDArray
 
 from pipeline.errors import DecodeError, TooLargeError, UnsupportedError
-from pipeline.images import jpeg, jpeg2000, webp
+from pipeline.images import tiff_parts
 from pipeline.images.ifd import Directory, stream
 from pipeline.images.image import Alpha, Colour, Facts, Samples
 from pipeline.images.levels import full_range
 
 _NEW_SUBFILE, _OLD_SUBFILE = 254, 255
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
-_STRIPS, _ORIENTATION, _SAMPLES, _ROWS, _PLANAR = 273, 274, 277, 278, 284
-_PALETTE, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _INKS, _EXTRA, _KIND = (
-    320,
-    322,
-    323,
-    324,
-    332,
-    338,
-    339,
-)
-_DEPTH, _DNG = 32997, 50706
+_ORIENTATION, _SAMPLES, _PALETTE, _INKS, _EXTRA, _KIND = 274, 277, 320, 332, 338, 339
+_DNG = 50706
 
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
 _WHITE_IS_ZERO, _YCBCR, _CIELAB, _ICCLAB = 0, 6, 8, 9
-_LZW, _OLD_JPEG, _JPEG, _WEBP = 5, 6, 7, 50001
-_JPEG_2000 = (33003, 33004, 33005, 34712)
-_LZW_BEGINS = re.compile(rb"\x80[\0-\x7f]")  # the code 256, of TIFF 6's order of bits
-_LZW_END = 257
+_OLD_JPEG, _JPEG = 6, 7
 _ASSOCIATED, _UNASSOCIATED = 1, 2
 _CMYK_INKS = 1
 
@@ -130,7 +113,9 @@ def samples(
         compression != _JPEG and tags.number(_PHOTOMETRIC, -1) == _YCBCR
     ):
         return _by_libtiff(data, found.index), False, ()
-    stored, missing = _decoded(data, found, accept_truncated=accept_truncated)
+    stored, missing = tiff_parts.samples(
+        data, found.directory, found.index, depth, accept_truncated=accept_truncated
+    )
     levels = full_range(stored, 2**depth - 1) if colour != "palette" else stored
     if colour == "palette":
         levels = _palette(tags)[0][stored[:, :, 0]]
@@ -259,106 +244,6 @@ def _palette(tags: Directory) -> tuple[NDArray[np.uint8], int]:
         colours = colours >> 8
     channels = 1 if (colours == colours[0]).all() else 3
     return colours[:channels].T.astype(np.uint8), channels
-
-
-def _decoded(data: bytes, found: _Page, *, accept_truncated: bool) -> tuple[NDArray[Any], bool]:
-    """(height, width, samples) as stored, and whether some strip or tile was not there."""
-    _check_parts(found.directory)
-    # It tells what it thinks of a file at length; what matters raises.
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
-    with tifffile.TiffFile(io.BytesIO(data)) as opened:
-        page = opened.pages[found.index]
-        assert isinstance(page, tifffile.TiffPage)
-        planes = page.samplesperpixel if page.planarconfig == 2 else 1
-        shape = (planes, page.imagelength, page.imagewidth, page.samplesperpixel // planes)
-        result = np.zeros(shape, np.uint8 if _bits(found.directory) <= 8 else np.uint16)
-        missing = False
-        for index in range(_parts(found.directory)):
-            try:
-                missing |= _decode_part(data, page, index, result, accept=accept_truncated)
-            except (DecodeError, IndexError, ValueError, RuntimeError):
-                if not accept_truncated:
-                    raise
-                missing = True
-    return np.concatenate([*result], axis=2) if planes > 1 else result[0], missing
-
-
-def _decode_part(
-    data: bytes, page: tifffile.TiffPage, index: int, result: NDArray[Any], *, accept: bool
-) -> bool:
-    """One strip or tile, into its place; whether its end was missing (accept: then what there is).
-
-    Some decoders go on in gray or in noise where their data end, so that the end is looked for.
-    """
-    start, size = page.dataoffsets[index], page.databytecounts[index]
-    part = data[start : start + size]
-    is_whole = _IS_WHOLE.get(page.compression)
-    whole = 0 < size == len(part) and (is_whole is None or is_whole(part))
-    if not whole and accept and part:
-        part = part + jpeg.END if page.compression == _JPEG else part.ljust(size, b"\0")
-    elif not whole:
-        message = f"part {index} lies at byte {start:,} with {size:,} bytes"
-        raise DecodeError(
-            "decode_failed", f"the file ends too soon: {message}, of {len(data):,} in all"
-        )
-    decoded, (plane, _, top, left, _), _ = page.decode(
-        part, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader
-    )
-    if decoded is None:
-        raise DecodeError("decode_failed", f"part {index} is empty")
-    room = result[plane, top : top + decoded.shape[1], left : left + decoded.shape[2]]
-    room[:] = decoded[0, : room.shape[0], : room.shape[1]]
-    return not whole
-
-
-def _is_whole_lzw(part: bytes) -> bool:
-    """Whether there is an end mark before zeros at the end, where some were not filled in.
-
-    Eight bytes of zeros are four codes of the level 0 at least: an encoder has one for a run of it.
-    """
-    if any(part[-8:]) or not _LZW_BEGINS.match(part):
-        return any(part)
-    last = int.from_bytes(part.rstrip(b"\0")[-3:])
-    return (last // (last & -last)) & 0x1FF == _LZW_END
-
-
-_IS_WHOLE: dict[int, Callable[[bytes], bool]] = {
-    _LZW: _is_whole_lzw,
-    _JPEG: jpeg.is_whole,
-    **dict.fromkeys(_JPEG_2000, jpeg2000.is_whole),
-    _WEBP: webp.is_whole,
-}
-
-
-def _check_parts(tags: Directory) -> None:
-    """Raises before anything is allocated by what the strips or tiles say of themselves."""
-    compression = tags.number(_COMPRESSION, 1)
-    if compression != 1 and compression not in tifffile.TIFF.DECOMPRESSORS:
-        raise UnsupportedError("unsupported_format", f"compression {compression} of TIFF")
-    if tags.number(_DEPTH, 1) != 1:
-        raise UnsupportedError("unsupported_format", "a volume of voxels in a TIFF")
-    width, height = tags.number(_WIDTH, 0), tags.number(_HEIGHT, 0)
-    across, down = tags.number(_TILE_WIDTH, width), tags.number(_TILE_HEIGHT, 1)
-    # A tile may reach over the picture's edges, which costs memory; more than this is no tiling.
-    if across * down > 4 * max(width * height, 2**20):
-        message = f"tiles of {across:,} x {down:,} in {width:,} x {height:,} pixels"
-        raise DecodeError("decode_failed", message)
-    found = max(tags.count(_STRIPS), tags.count(_TILES))
-    if not found or found < _parts(tags):
-        raise DecodeError(
-            "decode_failed", f"{found:,} strips or tiles, {_parts(tags):,} are needed"
-        )
-
-
-def _parts(tags: Directory) -> int:
-    """How many strips or tiles make up the page."""
-    width, height = tags.number(_WIDTH, 0), tags.number(_HEIGHT, 0)
-    planes = tags.number(_SAMPLES, 1) if tags.number(_PLANAR, 1) == 2 else 1
-    if tags.count(_TILE_WIDTH):
-        across, down = tags.number(_TILE_WIDTH, 1), tags.number(_TILE_HEIGHT, 1)
-        return planes * math.ceil(width / across) * math.ceil(height / down)
-    rows = min(tags.number(_ROWS, height), height)
-    return planes * math.ceil(height / rows)
 
 
 def _by_libtiff(data: bytes, index: int) -> Samples:
