@@ -64,12 +64,12 @@ _ENTRIES = (
     ZooEntry(
         name="remaster-compact-x4",
         uri=f"{PACKAGED}remaster-compact-x4.safetensors",
-        bytes=1_094_296,
-        sha256="9ba16c49130abc855e28a357ae37ef541e92ed964887fcb1ef894f9bc9431fba",
+        bytes=1_249_472,
+        sha256="6726dd05b5e2f4ce275fc6d970034ba4e2157652c54e89784a63a710a143996e",
         licence="Apache-2.0",
         scale=4,
-        architecture="SRVGG 48/12",
-        parameters=272_160,
+        architecture="SRVGG 64/16",
+        parameters=621_424,
         purpose="photos, fast; comes with Remaster, trained by it",
     ),
     _released(
