@@ -13,7 +13,6 @@ from pipeline.errors import DecodeError, UnsupportedError
 from pipeline.images import ifd
 from pipeline.images.image import Alpha, Colour, Facts, Samples
 from pipeline.images.levels import full_range
-from pipeline.images.walk import jp2_boxes
 
 BOXES = b"\0\0\0\x0cjP  \r\n\x87\n"
 CODESTREAM = b"\xff\x4f\xff\x51"
@@ -106,16 +105,9 @@ def is_whole(data: bytes) -> bool:
     OpenJPEG decodes without a word what was blank from some byte on.
     """
     try:
-        return _has_its_end(_codestream(data))
-    except struct.error:
+        return _has_its_end(memoryview(_codestream(data)))
+    except (DecodeError, struct.error):
         return False
-
-
-def _codestream(data: bytes) -> memoryview:
-    view = memoryview(data)
-    if data.startswith(CODESTREAM):
-        return view
-    return next((body for kind, body in jp2_boxes(view) if kind == b"jp2c"), view[:0])
 
 
 def _has_its_end(stream: memoryview) -> bool:
