@@ -205,7 +205,10 @@ class UnusableError(PipelineError):
 
 
 def read_rgb(file: File, store: Store) -> Pixels:
-    """The picture as (height, width, 3) uint8, gray as RGB. Raises UnusableError."""
+    """The picture as (height, width, 3) uint8, gray as RGB, 16 bits reduced to 8.
+
+    Raises UnusableError.
+    """
     try:
         data = store.read(
             file.uri, offset=file.offset, length=file.length, limit=_LIMITS.max_source_bytes

@@ -227,16 +227,14 @@ def test_gray_and_opaque_pictures_are_read_as_rgb(tmp_path, channels):
     )
 
 
-@pytest.mark.parametrize(
-    ("pixels", "said"),
-    [
-        (np.full((2, 2, 4), 254, np.uint8), "has transparency"),
-        (np.zeros((2, 2), np.uint16), "16 bits a sample"),
-    ],
-)
-def test_other_kinds_are_unusable(tmp_path, pixels, said):
-    with pytest.raises(UnusableError, match=said):
-        read(tmp_path, pixels)
+def test_sixteen_bits_are_reduced_to_eight(tmp_path):
+    levels = np.array([[0, 128], [129, 65_535]], np.uint16)
+    np.testing.assert_array_equal(read(tmp_path, levels)[:, :, 0], [[0, 0], [1, 255]])
+
+
+def test_transparency_is_unusable(tmp_path):
+    with pytest.raises(UnusableError, match="has transparency"):
+        read(tmp_path, np.full((2, 2, 4), 254, np.uint8))
 
 
 @pytest.mark.parametrize("uri", ["/nowhere/x.png", "nowhere://b/x.png", "/x\0.png"])
