@@ -1,19 +1,19 @@
 """How a result gets to its place: by a look at what is there, and on condition of it.
 
-An object says whose result it is by two labels, so three cases can be told apart: the very result,
-published by an attempt that did not live to say so; an older result of ours, which is replaced; and
-somebody else's object, which is not. Local disks keep no labels: there a result replaces whatever
-is at its place, whole and at once.
+An object says whose result it is by three labels, so three cases can be told apart: the very
+result, published by an attempt that did not live to say so; an older result of ours, which is
+replaced; and somebody else's object, which is not. Local disks keep no labels: there a result
+replaces whatever is at its place, whole and at once.
 """
 
-from pipeline.errors import PublishError
+from pipeline.errors import ConfigError, PublishError
 from pipeline.images.encode import CONTENT_TYPES
 from pipeline.records import Item
 from pipeline.storage import Labels, Store
 from pipeline.store_errors import ConflictError, said
 from pipeline.uris import redact
 
-_ITEM, _RECIPE = "remaster-item", "remaster-recipe"
+_ITEM, _RECIPE, _SOURCE = "remaster-item", "remaster-recipe", "remaster-source"
 
 
 class Delivery:
@@ -30,7 +30,7 @@ class Delivery:
         """
         try:
             there = self._store.labels(item.output_uri)
-        except OSError as error:
+        except (OSError, ConfigError) as error:  # no name that the store could have
             raise PublishError("publish_failed", said(error)) from error
         if there and _ITEM not in there.metadata:
             raise PublishError(
@@ -40,9 +40,14 @@ class Delivery:
             )
         return there
 
-    def is_made(self, item: Item, there: Labels | None) -> bool:
-        """Whether it is the very result: the same item by the same recipe."""
-        return there is not None and self._labels(item).items() <= there.metadata.items()
+    def is_made(self, item: Item, source_sha256: str, there: Labels | None) -> bool:
+        """Whether it is the very result: the same item by the same recipe.
+
+        source_sha256: of what was fetched now. Where the manifest says neither version nor size an
+        item is the same when its source is another.
+        """
+        wanted = self._labels(item, source_sha256)
+        return there is not None and wanted.items() <= there.metadata.items()
 
     def read_back(self, item: Item) -> bytes:
         """The result that is there. Raises PublishError."""
@@ -52,7 +57,7 @@ class Delivery:
             raise PublishError("publish_failed", said(error)) from error
 
     def publish(
-        self, item: Item, file: bytes, there: Labels | None
+        self, item: Item, source_sha256: str, file: bytes, there: Labels | None
     ) -> tuple[bytes, tuple[str, ...]]:
         """Puts the result in place of what was there; raises PublishError.
 
@@ -64,11 +69,11 @@ class Delivery:
                 item.output_uri,
                 file,
                 content_type=CONTENT_TYPES[item.output_format],
-                metadata=self._labels(item),
+                metadata=self._labels(item, source_sha256),
                 replaces=there.version if there else None,
             )
         except ConflictError as error:
-            if not self.is_made(item, self.there(item)):
+            if not self.is_made(item, source_sha256, self.there(item)):
                 raise PublishError("output_changed", said(error)) from error
             return self.read_back(item), ("adopted",)
         except PermissionError as error:
@@ -77,5 +82,5 @@ class Delivery:
             raise PublishError("publish_failed", said(error)) from error
         return file, ()
 
-    def _labels(self, item: Item) -> dict[str, str]:
-        return {_ITEM: item.item_id, _RECIPE: self._recipe}
+    def _labels(self, item: Item, source_sha256: str) -> dict[str, str]:
+        return {_ITEM: item.item_id, _RECIPE: self._recipe, _SOURCE: source_sha256}

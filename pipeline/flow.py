@@ -123,8 +123,9 @@ def _plan(session: Session, found: Manifest) -> Work:
     items = plan.identify(found.sources, output=session.output, format=config.format)
     earlier = view.select(["key", "output_uri"])
     refused = admission.refusals(items, _rules(session, items))
-    admitted = _without(items, set(refused))
-    plan.refuse(admitted, earlier, output=session.output, report=session.ledger.uri)
+    plan.refuse(
+        items, earlier, output=session.output, report=session.ledger.uri, refused=refused.keys()
+    )
     chosen = plan.choose(items, config.sample)
     left = plan.remaining(
         chosen,
@@ -145,7 +146,8 @@ def _plan(session: Session, found: Manifest) -> Work:
 
 def _rules(session: Session, items: pa.Table) -> admission.Rules:
     config, families = session.config, session.config.storage.source.families
-    files = any(uris.is_local(uri) for uri in cast(list[str], items["uri"].to_pylist()))
+    places = cast(list[str], items["uri"].to_pylist())
+    files = any(uris.is_local(uri) for uri in places if uris.is_uri(uri))
     if "file" in config.storage.source.allow or (files and is_one_machine()):
         families |= {"file"}
     return admission.Rules(
@@ -167,7 +169,8 @@ def _muster(session: Session, items: int) -> Fleet:
 def _carry_out(session: Session, work: Work, crew: Fleet | None) -> Result:
     """Everything that makes rows. Commits outcomes as they arrive; the refused ones are there."""
     result = Result(workers=crew.count if crew else 0)
-    print(f"starting {result.workers} workers", file=sys.stderr, flush=True)
+    if crew:
+        print(f"starting {result.workers} workers", file=sys.stderr, flush=True)
     progress = Progress(work.left.todo.num_rows, result.tally)
     every_s = session.config.report.commit_s
     recorder = Recorder(session.ledger, session.run_id, every_s=every_s, tick=progress.tick)

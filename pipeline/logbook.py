@@ -37,6 +37,12 @@ class Logbook:
         finally:
             self.add(**{f"{stage}_s": time.monotonic() - start})
 
+    @property
+    def source_sha256(self) -> str:
+        """Of what was fetched."""
+        assert self.outcome.source_sha256, "nothing was fetched"
+        return self.outcome.source_sha256
+
     def fetched(self, data: bytes) -> None:
         self.add(source_bytes=len(data), source_sha256=hashlib.sha256(data).hexdigest())
 

@@ -93,7 +93,7 @@ def read(
 def _connect_all(sources: pa.Table, store: Store) -> None:
     """Raises ConfigError for a source that no installed driver can read, before anything starts."""
     places = cast(list[str], sources["uri"].to_pylist())
-    for uri in {uris.scheme(uri): uri for uri in places}.values():
+    for uri in {uris.scheme(uri): uri for uri in places if uris.is_uri(uri)}.values():
         with suppress(PermissionError):  # refused, which the plan will say
             store.connect(uri)
 
@@ -269,7 +269,7 @@ def _resolved(value: Any, folder: str, table: str) -> str:
     if not isinstance(value, str) or not value:
         raise ConfigError(f"{table}: a row has the uri {value!r}")
     if "://" in value or value.startswith("/"):
-        return uris.absolute(value)
+        return uris.absolute(value) if uris.is_uri(value) else value  # which the plan refuses
     scheme, mark, path = folder.rpartition("://")
     return scheme + mark + posixpath.normpath(f"{path}/{value}")
 

@@ -98,13 +98,23 @@ def identify(sources: pa.Table, *, output: str, format: str) -> pa.Table:
     return _each_once(items)
 
 
-def refuse(items: pa.Table, earlier: pa.Table, *, output: str, report: str) -> None:
+def refuse(
+    items: pa.Table,
+    earlier: pa.Table,
+    *,
+    output: str,
+    report: str,
+    refused: Collection[str] = (),
+) -> None:
     """Raises ConfigError if an item would overwrite another's result, the report, or any source.
 
     items: of `identify`. earlier: `key` and `output_uri` of the report's rows. output, report:
-    absolute URIs. Outputs are compared in NFC and without regard to case, as file systems do.
+    absolute URIs. refused: ids of items that get a row and no result; a key is theirs all the same,
+    for the report has one row of it. Outputs are compared in NFC and without regard to case, as
+    file systems do.
     """
-    problems = [*_bad_items(items, output, report), *_collisions(items, earlier)]
+    admitted = items.filter(pc.invert(pc.is_in(items["item_id"], pa.array(refused, pa.string()))))
+    problems = [*_bad_items(admitted, output, report), *_collisions(items, earlier)]
     if problems:
         more = f" (and {len(problems) - _SHOWN} more)" if len(problems) > _SHOWN else ""
         raise ConfigError("refused: " + "; ".join(problems[:_SHOWN]) + more)
@@ -213,11 +223,16 @@ def shards(todo: pa.Table, rows: int) -> Iterator[tuple[str, pa.Table]]:
 
 
 def _path(uri: str) -> str:
-    """A URI without its scheme, bucket included; without a query, which may be a signature."""
+    """A URI without its scheme, bucket included; without what may be a password or a signature."""
     scheme, mark, path = uri.partition("://")
+    if not mark:
+        return uri.lstrip("/")
     if scheme in ("http", "https"):
         path = path.partition("?")[0]
-    return (path if mark else uri).lstrip("/")
+    if scheme not in ("abfs", "abfss"):  # where a container stands before the @
+        place, slash, rest = path.partition("/")
+        path = place.rpartition("@")[2] + slash + rest
+    return path.lstrip("/")
 
 
 def source_suffix(key: str, uri: str) -> str:

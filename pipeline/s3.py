@@ -156,6 +156,9 @@ def _etag(fs: Any, uri: str) -> str | None:
         return head(fs, uri)["ETag"].strip('"')
     except FileNotFoundError:
         return None
+    except PermissionError as error:
+        text = "something is there, and whose it is may not be asked (s3:GetObject on the output)"
+        raise PermissionError(errno.EACCES, text, redact(uri)) from error
 
 
 async def _put(

@@ -20,7 +20,10 @@ from pipeline.models.zoo import ModelSpec
 from pipeline.storage import Store
 
 _A_DAY_S = 86_400
-_VERSIONED = ("ray", "torch", "numpy", "pillow", "isal", "pyarrow", "fsspec", "s3fs")
+_VERSIONED = (
+    *("ray", "torch", "numpy", "pyarrow", "fsspec", "s3fs"),
+    *("pillow", "isal", "tifffile", "imagecodecs"),
+)
 
 
 @dataclass(frozen=True, slots=True)

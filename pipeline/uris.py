@@ -37,6 +37,14 @@ def scheme(uri: str) -> str:
     return name
 
 
+def is_uri(uri: str) -> bool:
+    """Whether it is a URI that some driver knows, or a path."""
+    try:
+        return bool(scheme(uri))
+    except ConfigError:
+        return False
+
+
 def family(uri: str) -> str:
     """The one scheme of all that name the URI's driver: s3 for s3a, http for https."""
     name = scheme(uri)

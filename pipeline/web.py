@@ -17,6 +17,8 @@ from pipeline.store_errors import StoreError, refuse_over
 from pipeline.uris import redact
 
 _CHUNK_BYTES = 1 << 18
+# Their last 32 bits are an IPv4 address: NAT64 (RFC 6052, RFC 8215) and what came before it.
+_EMBEDDING = [ipaddress.IPv6Network(each) for each in ("64:ff9b::/96", "64:ff9b:1::/48", "::/96")]
 # Options of a side whose store is S3, which say nothing of web servers.
 _OF_S3 = ("endpoint_url", "profile", "key", "secret", "token", "s3_additional_kwargs")
 
@@ -70,10 +72,21 @@ def _public_socket(address: tuple[Any, ...]) -> socket.socket:
     """A socket for one of a name's addresses, as in `socket.getaddrinfo`."""
     family, kind, protocol, _, place = address
     host = ipaddress.ip_address(place[0])
-    if isinstance(host, ipaddress.IPv6Address) and host.ipv4_mapped:
-        host = host.ipv4_mapped
-    if not host.is_global:
+    if not is_public(host):
         raise PermissionError(
             errno.EACCES, f"{host} is no public address (private in storage.source.allow)"
         )
     return socket.socket(family, kind, protocol)
+
+
+def is_public(host: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Whether an address leads out of this network; one that stands for another, as that one."""
+    if isinstance(host, ipaddress.IPv6Address):
+        if host.is_site_local:
+            return False
+        inner = host.ipv4_mapped or host.sixtofour or (host.teredo and host.teredo[1])
+        if any(host in network for network in _EMBEDDING):
+            inner = ipaddress.IPv4Address(host.packed[-4:])
+        if inner and not is_public(inner):
+            return False
+    return host.is_global and not host.is_multicast

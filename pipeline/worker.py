@@ -170,7 +170,7 @@ class Worker:
                     data = self._fetch(item, log)
                 sources = self._admit(data, item, log)
                 held.enter_context(self._memory.held(self._bytes(len(data), sources, item)))
-            if self._delivery.is_made(item, there):
+            if self._delivery.is_made(item, log.source_sha256, there):
                 self._adopt(item, sources[0], log)
                 return
             made = [self._page(data, index, visit, log) for index in range(len(sources))]
@@ -185,7 +185,7 @@ class Worker:
             height, width = pages[0].samples.shape[:2]
             del pages
             with log.timed("publish"):
-                file, warnings = self._delivery.publish(item, file, there)
+                file, warnings = self._delivery.publish(item, log.source_sha256, file, there)
             log.note(*warnings)
             log.made(file, item, width, height)
 
@@ -201,6 +201,8 @@ class Worker:
         width, height = self._final_size(*before)
         log.note("adopted")
         log.add(scale=width / before[0])
+        if facts.sample_bytes > 1:
+            log.add(precision="fp32")
         log.made(file, item, width, height)
 
     def _fetch(self, item: Item, log: Logbook) -> bytes:
@@ -237,10 +239,10 @@ class Worker:
             raise FetchError(
                 "source_changed", f"{len(data):,} bytes, the manifest says {item.size:,} (size)"
             )
-        found = log.outcome.source_sha256
-        if item.sha256 and item.sha256.lower() != found:
+        if item.sha256 and item.sha256.lower() != log.source_sha256:
             raise FetchError(
-                "source_changed", f"sha256 {found}, the manifest says {item.sha256} (sha256)"
+                "source_changed",
+                f"sha256 {log.source_sha256}, the manifest says {item.sha256} (sha256)",
             )
 
     def _admit(self, data: bytes, item: Item, log: Logbook) -> tuple[Facts, ...]:
@@ -305,13 +307,12 @@ class Worker:
         self, image: Image, size: tuple[int, int], log: Logbook
     ) -> tuple[Metadata, tuple[str, ...]]:
         """What a result says beside its samples, and the codes of what it cannot."""
-        model, source_sha256 = self._job.model, log.outcome.source_sha256
-        assert source_sha256
+        model = self._job.model
         made = Provenance(
             model=model.name.rpartition("/")[2],  # no folder: it is nobody's business
             model_sha256=model.sha256,
             scale=size[0] / image.width,
-            source_sha256=source_sha256,
+            source_sha256=log.source_sha256,
             version=__version__,
         )
         return derive(

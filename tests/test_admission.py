@@ -42,6 +42,7 @@ def refused(*rows, output="s3://out/up", format="auto", **changes):
         ("./a.png", "has a part . or .."),
         ("a//b.png", "has an empty part"),
         ("a/", "has an empty part"),
+        ("a.png?versionId=1", "names a version, which belongs into the column version"),
         ("/a.png", "begins with a slash"),
         ("//server/share/a.png", "begins with a slash"),
         ("C:/a.png", "begins with a drive"),
@@ -103,6 +104,10 @@ def test_whatever_is_admitted_lies_below_the_output(key, output):
         ("https://host/a.png", ("http",), None),
         ("http://host/a.png", ("https", "private"), None),
         ("s3a://b/a.png", (), None),
+        ("foo://b/a.png", (), "no driver knows the scheme foo://"),
+        ("S3://b/a.png", (), "no driver knows the scheme S3://"),
+        ("s3:///a.png", (), "wanted s3://<bucket or host>/<key>"),
+        ("file:a.png", (), "wanted file:///<absolute path>"),
     ],
 )
 def test_places_are_refused_unless_allowed(uri, allow, said):
@@ -133,14 +138,15 @@ def test_sizes_that_the_manifest_tells_are_refused_without_a_fetch():
     assert refused(rows[0], format="tiff") == [None]
 
 
-def test_all_of_them_refused_is_a_wrong_setting():
-    table = identified({"uri": "/a.png"}, {"uri": "/b.png"})
+def test_all_of_many_refused_is_a_wrong_setting():
+    table = identified(*({"uri": f"/{number}.png"} for number in range(10)))
     rules = Rules(
         output="s3://out", families=frozenset({"s3"}), factor=1, long_side=None, limits=Limits()
     )
-    with pytest.raises(ConfigError, match=r"all 2 sources .* first is /a.png: .*allow: file"):
+    with pytest.raises(ConfigError, match=r"all 10 sources .* first is /0.png: .*allow: file"):
         admission.refusals(table, rules)
     assert admission.refusals(table.slice(0, 0), rules) == {}
+    assert len(admission.refusals(table.slice(1), rules)) == 9, "rows, where there are few"
 
 
 def test_a_refused_row_says_why():

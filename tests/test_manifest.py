@@ -220,14 +220,20 @@ def test_nothing_to_do_is_said(tmp_path):
 
 
 def test_sources_that_nothing_can_read_are_answered_before_anything_starts(tmp_path):
-    (tmp_path / "m.csv").write_text("uri\ns3://b/1.png\nnowhere://b/2.png\n")
-    with pytest.raises(ConfigError, match=r"nowhere://b/2\.png"):
+    (tmp_path / "m.csv").write_text("uri\ns3://b/1.png\ndropbox://b/2.png\n")
+    with pytest.raises(ConfigError, match=r"dropbox://b/2\.png"):
         rows(tmp_path / "m.csv")
     (tmp_path / "in").mkdir()
     with open(os.fsencode(tmp_path / "in") + b"/\xff.png", "wb") as file:
         file.write(b"x")
     with pytest.raises(ConfigError, match=r"1 file names are not UTF-8, .*xff\.png"):
         rows(tmp_path / "in")
+
+
+@pytest.mark.parametrize("uri", ["nowhere://b/2.png", "S3://b/2.png", "s3:///2.png", "file://x"])
+def test_what_is_no_uri_is_the_plan_s_to_refuse(tmp_path, uri):
+    (tmp_path / "m.csv").write_text(f"uri\ns3://b/1.png\n{uri}\n")
+    assert [row["uri"] for row in rows(tmp_path / "m.csv")] == ["s3://b/1.png", uri]
 
 
 def test_a_table_without_rows_is_a_night_without_work(tmp_path):

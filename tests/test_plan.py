@@ -122,6 +122,31 @@ def test_two_sources_with_one_output_are_refused_by_name(one, other):
     assert other["uri"] in str(caught.value)
 
 
+def test_a_refused_source_has_its_key_all_the_same():
+    """The report has one row of a key: two sources would take turns at it."""
+    refused = {"uri": "https://h/1.png", "key": "k.png"}
+    table = items({"uri": "s3://b/2.png", "key": "k.png"}, refused)
+    ids = {table["item_id"][1].as_py()}
+    places = {"output": "s3://out/up", "report": "s3://out/up/_report"}
+    with pytest.raises(ConfigError, match="would both be written to"):
+        plan.refuse(table, NOTHING, **places, refused=ids)
+    inside = items({"uri": "s3://out/up/x.png", "key": "y.png"})
+    plan.refuse(inside, NOTHING, **places, refused={inside["item_id"][0].as_py()})
+
+
+@pytest.mark.parametrize(
+    ("uri", "key"),
+    [
+        ("https://bob:hunter2@host/a.png?sig=1", "host/a.png"),
+        ("sftp://bob@host/a@b.png", "host/a@b.png"),
+        ("abfss://box@account.example/a.png", "box@account.example/a.png"),
+        ("s3://b/a@b.png", "b/a@b.png"),
+    ],
+)
+def test_a_key_of_a_uri_holds_no_password(uri, key):
+    assert items({"uri": uri})["key"].to_pylist() == [key]
+
+
 def test_nothing_to_do_is_a_plan_too():
     table = items()
     plan.refuse(table, NOTHING, output="s3://out/up", report="s3://out/up/_report")

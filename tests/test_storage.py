@@ -3,6 +3,7 @@ some of them promise, and what happens when a server misbehaves."""
 
 import importlib.util
 import io
+import ipaddress
 import os
 import pickle
 import signal
@@ -33,6 +34,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from servers import ROOT, S3Server, start_rclone
 
+from pipeline import web
 from pipeline.errors import ConfigError
 from pipeline.storage import ANYTHING, Store
 from pipeline.store_errors import (
@@ -801,6 +803,27 @@ def test_addresses_inside_the_network_are_refused(host: str) -> None:
 def test_addresses_of_others_inside_the_network_are_refused(host: str) -> None:
     with pytest.raises(PermissionError, match="no public address"):
         Store(public_only=True).read(f"http://{host}/latest/meta-data")
+
+
+@pytest.mark.parametrize(
+    ("address", "is_public"),
+    [
+        ("93.184.216.34", True),
+        ("2606:2800:220:1::1", True),
+        ("64:ff9b::5db8:d822", True),
+        ("::ffff:10.0.0.1", False),
+        ("64:ff9b::a9fe:a9fe", False),
+        ("64:ff9b:1::a9fe:a9fe", False),
+        ("2002:a9fe:a9fe::1", False),
+        ("2001:0:4136:e378:8000:63bf:f5ff:fffe", False),
+        ("::7f00:1", False),
+        ("fec0::1", False),
+        ("ff0e::1", False),
+        ("224.0.1.1", False),
+    ],
+)
+def test_addresses_that_stand_for_others_are_judged_as_those(address: str, is_public: bool) -> None:
+    assert web.is_public(ipaddress.ip_address(address)) is is_public
 
 
 def test_families_that_are_not_wanted_are_not_connected() -> None:

@@ -180,13 +180,22 @@ def test_whoever_publishes_first_wins(tmp_path, item, bucket):
     one = Item.from_row(item(tmp_path / "a.png", output_uri=f"{uri}/a.png"))
     mine, theirs = Delivery(output, "mine"), Delivery(output, "theirs")
     there = mine.there(one)
-    assert mine.publish(one, b"first", there) == (b"first", ())
-    assert mine.publish(one, b"second", there) == (b"first", ("adopted",))
-    with pytest.raises(PublishError, match="wanted nothing there") as caught:
-        theirs.publish(one, b"third", there)
-    assert caught.value.code == "output_changed"
-    assert theirs.publish(one, b"fourth", theirs.there(one)) == (b"fourth", ())
+    assert mine.publish(one, "ab", b"first", there) == (b"first", ())
+    assert mine.publish(one, "ab", b"second", there) == (b"first", ("adopted",))
+    for who, source in ((theirs, "ab"), (mine, "cd")):  # another recipe, another source
+        with pytest.raises(PublishError, match="wanted nothing there") as caught:
+            who.publish(one, source, b"third", there)
+        assert caught.value.code == "output_changed"
+    assert theirs.publish(one, "ab", b"fourth", theirs.there(one)) == (b"fourth", ())
     assert output.read(one.output_uri) == b"fourth"
+
+
+def test_what_a_store_cannot_name_is_a_row(item, bucket):
+    uri, output = bucket
+    one = Item.from_row(item("in.png", output_uri=f"{uri}/a.png?versionId=1"))
+    with pytest.raises(PublishError, match="a version belongs into") as caught:
+        Delivery(output, "mine").there(one)
+    assert caught.value.code == "publish_failed"
 
 
 def test_a_name_that_disagrees_with_the_header_is_recorded(tmp_path, worker, item):
