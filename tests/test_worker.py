@@ -190,9 +190,9 @@ def test_whoever_publishes_first_wins(tmp_path, item, bucket):
     assert output.read(one.output_uri) == b"fourth"
 
 
-def test_what_a_store_cannot_name_is_a_row(item, bucket):
+def test_what_a_store_cannot_name_is_a_row(tmp_path, item, bucket):
     uri, output = bucket
-    one = Item.from_row(item("in.png", output_uri=f"{uri}/a.png?versionId=1"))
+    one = Item.from_row(item(tmp_path / "a.png", output_uri=f"{uri}/a.png?versionId=1"))
     with pytest.raises(PublishError, match="a version belongs into") as caught:
         Delivery(output, "mine").there(one)
     assert caught.value.code == "publish_failed"
