@@ -230,13 +230,10 @@ class SourceSide(Side):
         return uris.OBJECT_STORES | {uris.family(f"{name}://host/path") for name in named}
 
 
-class UpscaleStorage(Section):
+class UpscaleStorage(StorageSection):
     """The four sides of the storage."""
 
-    source: SourceSide = SourceSide()
-    output: Side = Side()
-    report: Side | None = Field(default=None, description="default as storage.output")
-    models: Side = Side()
+    source: SourceSide = SourceSide()  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 class UpscaleConfig(CommandConfig):
