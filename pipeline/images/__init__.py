@@ -15,6 +15,7 @@ tiff_parts   the strips and tiles of a TIFF
 ifd          directories of tags: of TIFF, EXIF and cameras' further pictures
 levels       full range, straight alpha, the right way up
 colour       CMYK and Lab to sRGB
+profiles     what a colour profile is for, and sRGB's
 
 metadata     what a file says beside its samples, read, and made true of the result
 blocks       where it stands in each format

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pipeline.errors import TooLargeError
-from pipeline.images import exif, png_text, tiff_tags, xmp, xmp_edit
+from pipeline.images import exif, png_text, profiles, tiff_tags, xmp, xmp_edit
+from pipeline.images.levels import palette_channels
 from pipeline.images.walk import (
     APP0,
     APP1,
@@ -40,8 +41,14 @@ _UUIDS = {
     bytes.fromhex("33c7a4d2b81d4723a0baf1a3e097ad38"): "iptc",
     b"JpgTiffExif->JP2": "exif",
 }
-_SRGB_GAMMA = 45_455  # 1 / 2.2 in PNG's hundred thousandths
-_BMP_EMBEDDED_PROFILE = b"DEBM"
+# In PNG's hundred thousandths: 1 / 2.2; x and y of white, red, green and blue.
+_SRGB_GAMMA = (45_455,)
+_SRGB_COLOURS = (31_270, 32_900, 64_000, 33_000, 30_000, 60_000, 15_000, 6_000)
+_NEAR = 100
+# PNG's code points for it: primaries, curve, no matrix, full range.
+_SRGB_POINTS = b"\1\x0d\0\1"
+_JP2_SRGB = {16: False, 17: True, 18: False}  # RGB, gray, and YCbCr of which RGB is made
+_BMP_EMBEDDED_PROFILE, _BMP_SRGB = b"DEBM", b"BGRs"
 
 
 @dataclass(slots=True)
@@ -78,6 +85,10 @@ class Blocks:
         """Notes a code."""
         self.warnings[code] = None
 
+    def name_srgb(self, *, gray: bool) -> None:
+        """Notes that the samples are in sRGB; a profile counts for more."""
+        self.found.setdefault("icc", profiles.srgb(gray=gray))
+
     def per_metre(self, across: float, down: float) -> None:
         """Notes the resolution."""
         self.dpi = across * METRES_PER_INCH, down * METRES_PER_INCH
@@ -112,9 +123,9 @@ def find(data: bytes, format: str, *, page: int, limit: int) -> Blocks:
 
 
 def _in_png(data: bytes, blocks: Blocks) -> None:
-    broken = {b"iCCP": "icc_broken", b"eXIf": "exif_broken"}
+    broken = {b"iCCP": "icc_broken", b"sRGB": "icc_broken", b"eXIf": "exif_broken"}
     broken |= dict.fromkeys(png_text.KINDS, "text_broken")
-    later = list[tuple[str, bytes]]()
+    later, gray, is_srgb = list[tuple[str, bytes]](), False, False
     for kind, body, intact in png_chunks(data):
         if kind in broken and not intact:
             blocks.warn(broken[kind])
@@ -126,21 +137,32 @@ def _in_png(data: bytes, blocks: Blocks) -> None:
             blocks.per_metre(*struct.unpack(">II", body[:8]))
         elif kind == b"caBX":
             blocks.warn("c2pa_dropped")
-        elif kind == b"cICP" or (
-            kind == b"gAMA" and len(body) == 4 and _is_odd(int.from_bytes(body, "big"))
-        ):
+        elif kind == b"IHDR":
+            gray = bytes(body[9:10]) in (b"\0", b"\4")
+        elif kind == b"PLTE":
+            gray = gray or palette_channels(bytes(body)) == 1
+        elif kind == b"sRGB" or (kind == b"cICP" and bytes(body) == _SRGB_POINTS):
+            is_srgb = True
+        elif kind == b"cICP" or _is_other(kind, body):
             blocks.warn("gamma_dropped")
         elif kind in png_text.KINDS:
             _add_text(blocks, kind, body, later)
     # The old ways count where there is no new one.
     for kind, block in later:
         blocks.add(kind, block)
+    if is_srgb:
+        blocks.name_srgb(gray=gray)
     if "icc" in blocks.found:
         blocks.warnings.pop("gamma_dropped", None)  # a profile overrules them
 
 
-def _is_odd(gamma: int) -> bool:
-    return abs(gamma - _SRGB_GAMMA) > 100
+def _is_other(kind: bytes, body: memoryview) -> bool:
+    """Whether a chunk gives a curve or primaries that are not sRGB's."""
+    usual = {b"gAMA": _SRGB_GAMMA, b"cHRM": _SRGB_COLOURS}.get(kind, ())
+    if not usual or len(body) != 4 * len(usual):
+        return False
+    stated = struct.unpack(f">{len(usual)}I", body)
+    return any(abs(one - other) > _NEAR for one, other in zip(stated, usual, strict=True))
 
 
 def _add_inflated(blocks: Blocks, kind: str, start: int, body: memoryview) -> None:
@@ -290,15 +312,20 @@ def _unswapped(iptc: bytes) -> bytes:
 
 
 def _in_jpeg2000(data: bytes, blocks: Blocks) -> None:
+    named: bool | None = None
     for kind, body in jp2_boxes(memoryview(data)):
-        if kind == b"uuid" and (named := _UUIDS.get(bytes(body[:16]))):
-            blocks.add(named, _without(EXIF_IN_JPEG, body[16:]))
+        if kind == b"uuid" and (known := _UUIDS.get(bytes(body[:16]))):
+            blocks.add(known, _without(EXIF_IN_JPEG, body[16:]))
         elif kind == b"jp2h":
             for inner, content in jp2_boxes(body):
                 if inner == b"colr" and len(content) > 3 and content[0] in (2, 3):
                     blocks.add("icc", content[3:])
+                elif inner == b"colr" and len(content) >= 7 and content[0] == 1:
+                    named = _JP2_SRGB.get(int.from_bytes(content[3:7], "big"), named)
                 elif inner == b"res ":
                     _note_jp2_resolution(blocks, content)
+    if named is not None:
+        blocks.name_srgb(gray=named)
 
 
 def _note_jp2_resolution(blocks: Blocks, body: memoryview) -> None:
@@ -315,7 +342,7 @@ def _note_jp2_resolution(blocks: Blocks, body: memoryview) -> None:
 
 
 def _in_bmp(data: bytes, blocks: Blocks) -> None:
-    """Of Windows' headers; a profile in those of version 5."""
+    """Of Windows' headers; sRGB is named in those of version 4, a profile is in those of 5."""
     if len(data) < 54 or int.from_bytes(data[14:18], "little") < 40:
         return
     across, down = struct.unpack_from("<ii", data, 38)
@@ -324,3 +351,7 @@ def _in_bmp(data: bytes, blocks: Blocks) -> None:
     if len(data) >= 138 and data[14] == 124 and data[70:74] == _BMP_EMBEDDED_PROFILE:
         start, size = struct.unpack_from("<II", data, 126)
         blocks.add("icc", memoryview(data)[14 + start :][:size])
+    # A palette may hold only grays, for which this is no profile.
+    is_palette = int.from_bytes(data[28:30], "little") <= 8
+    if data[14] in (108, 124) and data[70:74] == _BMP_SRGB and not is_palette:
+        blocks.name_srgb(gray=False)

@@ -46,13 +46,14 @@ def read(
 
     data: the whole file; format: as in Facts; page: which of a TIFF's directories, from 0,
     thumbnails included; limit: limits.max_metadata_bytes. Blocks are as they stand, but for
-    extended XMP, which is joined, and TIFF's tags, which become a stream of their own; dpi is
-    across and down as stored.
+    extended XMP, which is joined, TIFF's tags, which become a stream of their own, and sRGB that is
+    only named (by PNG, JPEG 2000 and BMP), which becomes a profile; dpi is across and down as
+    stored.
     What is broken is left out, whatever it is.
     Codes: icc_untagged; {icc,exif,xmp,iptc,text}_broken; exif_repaired: single tags are lost;
     text_dropped: comments and PNG's texts; tiff_tags_dropped: tags of other programs;
-    gamma_dropped: PNG's gAMA or cICP without a profile; c2pa_dropped: a signed manifest, not true
-    of another file; xmp_extension_dropped.
+    gamma_dropped: PNG's gAMA, cHRM or cICP, if not sRGB's and without a profile; c2pa_dropped: a
+    signed manifest, not true of another file; xmp_extension_dropped.
     Raises TooLargeError.
     """
     found = blocks.find(data, format, page=page, limit=limit)

@@ -140,11 +140,78 @@ def test_every_block_is_read_as_it_stands(format):
     assert said.dpi == pytest.approx(dots, abs=0.02)
 
 
-@pytest.mark.parametrize("format", ["gif", "pnm", "png", "jpeg", "webp", "tiff", "jpeg2000", "bmp"])
+@pytest.mark.parametrize("format", ["gif", "pnm", "png", "jpeg", "webp", "tiff", "bmp"])
 def test_a_picture_that_says_nothing(format):
     said, warnings = read(bare({"pnm": "ppm"}.get(format, format)), format)
     assert (said.icc_profile, said.exif, said.xmp, said.iptc) == (None, None, None, None)
     assert warnings == ("icc_untagged",)
+
+
+def with_mode(mode, format):
+    file = io.BytesIO()
+    PIL.Image.new(mode, (WIDTH, HEIGHT)).save(file, format)
+    return file.getvalue()
+
+
+def bmp4(colours):
+    """A BMP with a header of version 4, which names its colour space."""
+    file = bare("bmp")
+    start = struct.unpack_from("<I", file, 10)[0] + 68
+    head = struct.pack("<I", len(file) + 68) + bytes(4) + struct.pack("<II", start, 108)
+    return file[:2] + head + file[18:54] + bytes(16) + colours + bytes(48) + file[54:]
+
+
+SRGB_CHUNK = (b"sRGB", b"\0")
+OF_ADOBE = (b"cHRM", struct.pack(">8I", 31270, 32900, 64000, 33000, 21000, 71000, 15000, 6000))
+
+
+@pytest.mark.parametrize(
+    ("source", "format", "space"),
+    [
+        (camera.png(bare("png"), SRGB_CHUNK), "png", "RGB"),
+        (camera.png(bare("png"), SRGB_CHUNK, OF_ADOBE), "png", "RGB"),  # sRGB overrules it
+        (camera.png(bare("png"), (b"cICP", b"\1\x0d\0\1")), "png", "RGB"),
+        (camera.png(with_mode("L", "png"), SRGB_CHUNK), "png", "GRAY"),
+        (camera.png(with_mode("LA", "png"), SRGB_CHUNK), "png", "GRAY"),
+        (bare("jpeg2000"), "jpeg2000", "RGB"),
+        (with_mode("L", "jpeg2000"), "jpeg2000", "GRAY"),
+        (bmp4(b"BGRs"), "bmp", "RGB"),
+    ],
+)
+def test_srgb_that_is_only_named_becomes_a_profile(source, format, space):
+    said, warnings = read(source, format)
+    assert warnings == ()
+    profile = PIL.ImageCms.ImageCmsProfile(io.BytesIO(said.icc_profile))
+    assert profile.profile.xcolor_space.strip() == space
+    ramp = PIL.Image.fromarray(np.arange(256, dtype=np.uint8)[None])
+    shown = PIL.ImageCms.profileToProfile(
+        ramp if space == "GRAY" else ramp.convert("RGB"),
+        profile,
+        PIL.ImageCms.createProfile("sRGB"),
+        outputMode="RGB",
+    )
+    assert np.abs(np.asarray(shown).astype(int) - np.arange(256)[None, :, None]).max() <= 1
+    target = bare("png") if space == "RGB" else with_mode("L", "png")
+    made, lost = embed(target, "png", said)
+    assert lost == ()
+    assert PIL.Image.open(io.BytesIO(made)).info["icc_profile"] == said.icc_profile
+
+
+def test_a_profile_counts_for_more_than_a_name():
+    profile = (b"iCCP", b"name\0\0" + zlib.compress(camera.swapped()))
+    assert read(camera.png(bare("png"), SRGB_CHUNK, profile), "png")[0].icc_profile == (
+        camera.swapped()
+    )
+
+
+@pytest.mark.skipif(not EXIFTOOL, reason="needs exiftool")
+def test_the_gray_profile_is_valid(tmp_path):
+    said, _ = read(camera.png(with_mode("L", "png"), SRGB_CHUNK), "png")
+    path = tmp_path / "gray.icc"
+    path.write_bytes(said.icc_profile)
+    command = [EXIFTOOL, "-j", "-validate", "-warning", "-a", path]
+    (found,) = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert found["Validate"] == "OK"
 
 
 @pytest.mark.parametrize("kind", [b"tEXt", b"zTXt", b"iTXt"])
@@ -245,6 +312,12 @@ def test_packets_in_other_encodings(encoding):
         (camera.png(bare("png"), (b"tEXt", b"Title\0Rathaus")), "png", "text_dropped"),
         (camera.png(bare("png"), (b"gAMA", struct.pack(">I", 100_000))), "png", "gamma_dropped"),
         (camera.png(bare("png"), (b"gAMA", struct.pack(">I", 45_455))), "png", None),
+        (
+            camera.png(bare("png"), (b"gAMA", struct.pack(">I", 45_455)), OF_ADOBE),
+            "png",
+            "gamma_dropped",
+        ),
+        (camera.png(bare("png"), (b"cICP", b"\x09\x10\0\1")), "png", "gamma_dropped"),
         (camera.png(bare("png"), (b"caBX", b"jumb")), "png", "c2pa_dropped"),
         (bare("jpeg", comment="Rathaus"), "jpeg", "text_dropped"),
     ],
