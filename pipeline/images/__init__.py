@@ -25,6 +25,7 @@ tiff_tags    what a TIFF's tags say
 exif, xmp    what EXIF and XMP say
 exif_edit, xmp_edit
              the same, corrected in its place
+xmp_stale    what XMP says of the old pixels and file
 
 encode       pages to a file's bytes
 png, tiff    the project's own writers

@@ -13,6 +13,7 @@ from itertools import islice
 
 from pipeline.images import exif
 from pipeline.images.exif import (
+    ASCII,
     IFD,
     LONG,
     ORIENTATION,
@@ -44,6 +45,10 @@ _FOCAL_PLANE = {0xA20E, 0xA20F}
 _SUBJECT_AREA, _SUBJECT_LOCATION = 0x9214, 0xA214
 _THUMBNAIL, _THUMBNAIL_BYTES = 0x0201, 0x0202
 _THUMBNAIL_TAGS = 64  # as many as any camera writes, with room: each is held against all others
+_COLOUR_SPACE, _INTEROPERABILITY = ("exif", 0xA001), ("interop", 0x0001)
+_SRGB, _OF_SRGB = 1, b"R98\0"
+# White, primaries, curves and gamma of samples that were converted.
+_OF_OLD_COLOURS = {"ifd0": frozenset({301, 318, 319}), "exif": frozenset({0xA500})}
 _PADDING = 4  # fewer bytes than this after a value are nobody's
 
 
@@ -59,6 +64,8 @@ class Change:
     """Width and height now."""
     scale_resolution: bool
     """Whether there are more pixels an inch now, or more inches."""
+    into_srgb: bool = False
+    """Whether the colours were converted."""
 
     @property
     def turned(self) -> bool:
@@ -84,6 +91,8 @@ def edit(stream: bytes, change: Change) -> bytes:
     kept: dict[str, list[Entry]] = {}
     for name, directory in parsed.directories.items():
         stale = _STALE.get(name, frozenset[int]())
+        if change.into_srgb:
+            stale |= _OF_OLD_COLOURS.get(name, frozenset[int]())
         kept[name] = [entry for entry in directory.entries.values() if entry.tag not in stale]
     taken = parsed.tables + [entry.span for listed in kept.values() for entry in listed]
     for name, directory in parsed.directories.items():
@@ -107,6 +116,10 @@ def _corrected(parsed: Stream, name: str, entry: Entry, change: Change) -> Value
     order, place = parsed.order, (name, entry.tag)
     if place == ("ifd0", ORIENTATION):
         return SHORT, 1, struct.pack(f"{order}H", 1)
+    if change.into_srgb and place == _COLOUR_SPACE:
+        return SHORT, 1, struct.pack(f"{order}H", _SRGB)
+    if change.into_srgb and place == _INTEROPERABILITY:
+        return ASCII, len(_OF_SRGB), _OF_SRGB
     if place in _WIDTHS or place in _HEIGHTS:
         return _whole(order, change.size[0 if place in _WIDTHS else 1])
     if place in _DENSITIES:
@@ -141,7 +154,7 @@ def _subject(parsed: Stream, entry: Entry, change: Change) -> Value | None:
     if entry.type != SHORT or entry.count not in (2, 3, 4):
         return None
     x, y, *sides = struct.unpack(f"{parsed.order}{entry.count}H", parsed.value(entry))
-    x, y = _upright(x, y, change)
+    x, y = upright(x, y, change.orientation, change.stored)
     if change.turned:
         sides.reverse()
     across, down = change.factors
@@ -152,14 +165,16 @@ def _subject(parsed: Stream, entry: Entry, change: Change) -> Value | None:
     return SHORT, len(values), struct.pack(f"{parsed.order}{len(values)}H", *values)
 
 
-def _upright(x: int, y: int, change: Change) -> tuple[int, int]:
-    """Where a point of the picture as stored lies in the upright one."""
-    width, height = change.stored
-    if change.orientation in (2, 3, 7, 8):
+def upright(
+    x: float, y: float, orientation: int, stored: tuple[float, float]
+) -> tuple[float, float]:
+    """Where a point of a picture as stored, of that width and height, lies in the upright one."""
+    width, height = stored
+    if orientation in (2, 3, 7, 8):
         x = width - x
-    if change.orientation in (3, 4, 6, 7):
+    if orientation in (3, 4, 6, 7):
         y = height - y
-    return (y, x) if change.turned else (x, y)
+    return (y, x) if orientation >= 5 else (x, y)
 
 
 def _write_table(

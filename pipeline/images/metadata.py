@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass, replace
 
 from pipeline.config import Policy
-from pipeline.images import blocks, exif, exif_edit, xmp, xmp_edit
+from pipeline.images import blocks, exif, exif_edit, xmp, xmp_edit, xmp_stale
 from pipeline.images.exif_edit import Change
 from pipeline.images.image import Facts, Metadata
 
@@ -19,6 +19,8 @@ _SYNTHETIC = (
     "trainedAlgorithmicMedia",
 )
 
+_CONVERTED = ("cmyk", "ycck", "lab")  # to sRGB
+_PLAIN = ("gray", "rgb")
 _SOURCE_TYPE = "Iptc4xmpExt:DigitalSourceType"
 _MOST_DPI = 1e6  # what says more is not meant
 _ICC_HEADER = 128
@@ -79,10 +81,11 @@ def derive(
     provenance: Provenance,
     policy: Policy,
 ) -> tuple[Metadata, tuple[str, ...]]:
-    """What the result says, and the codes of what was broken.
+    """What the result says, and the codes of what was broken or is true no more.
 
     said: of the source, upright (dpi); its EXIF as the file had it. source: its header.
     size: width and height of the result. The same arguments give the same bytes.
+    Codes: {exif,xmp}_broken, and those of `xmp_stale.corrections`.
     """
     turned = source.orientation >= 5
     stored = source.width, source.height
@@ -93,7 +96,13 @@ def derive(
     kept = Metadata(icc_profile=said.icc_profile, dpi=dpi)
     if policy.strip_metadata:
         return replace(kept, xmp=_mark(said.xmp, policy)), ()
-    change = Change(source.orientation, stored, size, policy.resolution == "scale")
+    change = Change(
+        source.orientation,
+        stored,
+        size,
+        scale_resolution=policy.resolution == "scale",
+        into_srgb=source.colour in _CONVERTED,
+    )
     warnings = list[str]()
     stream, packet = said.exif, said.xmp
     if stream:
@@ -103,10 +112,11 @@ def derive(
             stream = None
             warnings.append("exif_broken")
     try:
-        packet = _derived(packet or xmp_edit.EMPTY, size, dpi, provenance, policy)
+        packet, codes = _corrected(packet or xmp_edit.EMPTY, source, change, dpi)
     except xmp.BrokenXmpError:
-        packet = _derived(xmp_edit.EMPTY, size, dpi, provenance, policy)
-        warnings.append("xmp_broken")
+        packet, codes = xmp_edit.EMPTY, ("xmp_broken",)
+    warnings += codes
+    packet = _marked(packet, said.xmp or b"", size, provenance, policy)
     return replace(kept, exif=stream, xmp=packet, iptc=said.iptc), tuple(warnings)
 
 
@@ -131,14 +141,24 @@ def _is_stronger(before: str, policy: Policy) -> bool:
     return kind in _SYNTHETIC[ours + 1 :]
 
 
-def _derived(
+def _corrected(
+    packet: bytes, source: Facts, change: Change, dpi: tuple[float, float] | None
+) -> tuple[bytes, tuple[str, ...]]:
+    """The packet without what is not true of the result, and its codes. Raises BrokenXmpError."""
+    packet = xmp_stale.regions_turned(packet, change)
+    plain = source.colour in _PLAIN
+    corrects, codes = xmp_stale.corrections(xmp.parse(packet), change, dpi, plain=plain)
+    return xmp_edit.edit(packet, says={}, corrects=corrects, event=None), codes
+
+
+def _marked(
     packet: bytes,
+    source: bytes,
     size: tuple[int, int],
-    dpi: tuple[float, float] | None,
     provenance: Provenance,
     policy: Policy,
 ) -> bytes:
-    """The packet of the result. Raises BrokenXmpError."""
+    """The packet with what the result was made of and with. source: the packet as it was."""
     before = xmp.parse(packet)
     made = {
         "model": provenance.model,
@@ -148,7 +168,7 @@ def _derived(
     }
     # Identifiers come from what is identified: no clock and no chance in a result.
     recipe = "\n".join((*made.values(), provenance.version, str(size)))
-    name = hashlib.sha256(packet + recipe.encode(errors="replace")).hexdigest()[:32]
+    name = hashlib.sha256(source + recipe.encode(errors="replace")).hexdigest()[:32]
     document, instance, original = (
         before.text(f"xmpMM:{one}") for one in ("DocumentID", "InstanceID", "OriginalDocumentID")
     )
@@ -174,35 +194,7 @@ def _derived(
         "stEvt:softwareAgent": agent,
         "stEvt:parameters": "; ".join(f"{key}={value}" for key, value in made.items()),
     }
-    return xmp_edit.edit(packet, says=says, corrects=_corrections(size, dpi), event=event)
-
-
-def _corrections(size: tuple[int, int], dpi: tuple[float, float] | None) -> dict[str, str | None]:
-    """What a packet repeats of the file; None where it is no longer true."""
-    width, height = map(str, size)
-    across, down = (f"{round(side * 100)}/100" for side in dpi) if dpi else (None, None)
-    return {
-        "tiff:Orientation": "1",
-        "tiff:ImageWidth": width,
-        "tiff:ImageLength": height,
-        "exif:PixelXDimension": width,
-        "exif:PixelYDimension": height,
-        "tiff:XResolution": across,
-        "tiff:YResolution": down,
-        "tiff:ResolutionUnit": "2" if dpi else None,
-        "tiff:BitsPerSample": None,
-        "tiff:Compression": None,
-        "tiff:PhotometricInterpretation": None,
-        "tiff:SamplesPerPixel": None,
-        "tiff:PlanarConfiguration": None,
-        "tiff:YCbCrSubSampling": None,
-        "exif:CompressedBitsPerPixel": None,
-        "exif:FocalPlaneXResolution": None,
-        "exif:FocalPlaneYResolution": None,
-        "exif:SubjectArea": None,
-        "exif:SubjectLocation": None,
-        "xmp:Thumbnails": None,
-    }
+    return xmp_edit.edit(packet, says=says, corrects={}, event=event)
 
 
 def _sound_profile(found: blocks.Blocks) -> bytes | None:

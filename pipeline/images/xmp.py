@@ -21,12 +21,39 @@ SPACES = {
     "stEvt": "http://ns.adobe.com/xap/1.0/sType/ResourceEvent#",
     "remaster": "urn:remaster:1.0:",
     "Iptc4xmpExt": "http://iptc.org/std/Iptc4xmpExt/2008-02-29/",
+    "dc": "http://purl.org/dc/elements/1.1/",
+    "photoshop": "http://ns.adobe.com/photoshop/1.0/",
+    "GPano": "http://ns.google.com/photos/1.0/panorama/",
+    "GCamera": "http://ns.google.com/photos/1.0/camera/",
+    "Container": "http://ns.google.com/photos/1.0/container/",
+    "DynamicContainer": "http://ns.google.com/photos/dd/1.0/container/",
+    "Device": "http://ns.google.com/photos/dd/1.0/device/",
+    "hdrgm": "http://ns.adobe.com/hdr-gain-map/1.0/",
+    "HDRGainMap": "http://ns.apple.com/HDRGainMap/1.0/",
+    "mwg-rs": "http://www.metadataworkinggroup.com/schemas/regions/",
+    "stArea": "http://ns.adobe.com/xmp/sType/Area#",
+    "stDim": "http://ns.adobe.com/xap/1.0/sType/Dimensions#",
+    "MP": "http://ns.microsoft.com/photo/1.2/",
 }
 """Namespaces by their usual prefixes. Names below are like `xmp:CreatorTool`."""
 
 _PREFIXES = {space: prefix for prefix, space in SPACES.items()}
+PANORAMA_PIXELS = {
+    f"GPano:{name}": way
+    for way, names in (
+        (0, "FullPanoWidth CroppedAreaImageWidth CroppedAreaLeft"),
+        (1, "FullPanoHeight CroppedAreaImageHeight CroppedAreaTop"),
+    )
+    for name in (f"{part}Pixels" for part in names.split())
+} | {
+    f"GPano:LargestValidInteriorRect{side}": way
+    for side, way in (("Left", 0), ("Width", 0), ("Top", 1), ("Height", 1))
+}
+"""What counts pixels of a panorama, 0 across, 1 down."""
+
 _READ_AS_TEXT = frozenset(
     {
+        *PANORAMA_PIXELS,
         "Iptc4xmpExt:DigitalSourceType",
         "xmpMM:DocumentID",
         "xmpMM:InstanceID",
@@ -38,7 +65,7 @@ _LISTS = ("rdf:Seq", "rdf:Bag", "rdf:Alt")
 _MOST_STATEMENTS, _MOST_DEPTH = 2**16, 200
 _END = b"<?xpacket end"
 TAG = re.compile(rb"<([^\s/>]++)((?:[^>\"']++|\"[^\"]*+\"|'[^']*+')*+)>")
-_ATTRIBUTE = re.compile(rb"\s++([^\s=]++)\s*+=\s*+(\"[^\"]*+\"|'[^']*+')")
+ATTRIBUTE = re.compile(rb"\s++([^\s=]++)\s*+=\s*+(\"[^\"]*+\"|'[^']*+')")
 
 Raw = dict[bytes, bytes]
 """Namespace declarations as they stand: `xmlns:tiff` -> the quoted name."""
@@ -173,7 +200,7 @@ class _Reader:
         spaces, attributes = self._attributes(tag, pairs)
         if not self._packet:
             self._scopes = [*self._scopes[: self._depth - 1], spaces]
-            if _short(name) != "rdf:RDF":
+            if short(name) != "rdf:RDF":
                 return
             self._rdf_depth = self._depth
             around = {key: raw for scope in self._scopes for key, raw in scope.items()}
@@ -183,7 +210,7 @@ class _Reader:
             for attribute, value, raw, *span in attributes:
                 self._describe(attribute, value, raw, *span)
         elif self._level == 2:
-            statement = self._state(Statement(_short(name), start, 0))
+            statement = self._state(Statement(short(name), start, 0))
             for attribute, value, *_ in attributes:
                 if attribute == "rdf:resource" and statement.name in _READ_AS_TEXT:
                     statement.text = value
@@ -195,7 +222,7 @@ class _Reader:
     ) -> tuple[Raw, list[tuple[str, str, bytes, int, int]]]:
         """Namespaces, and the other attributes: name, value, the value as it stands, and where."""
         spaces, others = Raw(), list[re.Match[bytes]]()
-        for found in _ATTRIBUTE.finditer(self._data, tag.start(2), tag.end(2)):
+        for found in ATTRIBUTE.finditer(self._data, tag.start(2), tag.end(2)):
             if found[1] == b"xmlns" or found[1].startswith(b"xmlns:"):
                 spaces[found[1]] = found[2]
             else:
@@ -203,7 +230,7 @@ class _Reader:
         if 2 * len(others) != len(pairs):
             raise BrokenXmpError(f"attributes that cannot be told apart at {tag.start()}")
         return spaces, [
-            (_short(name), value, found[2], found.start(), found.end())
+            (short(name), value, found[2], found.start(), found.end())
             for found, name, value in zip(others, pairs[::2], pairs[1::2], strict=True)
         ]
 
@@ -240,7 +267,7 @@ class _Reader:
             description.end = end
         elif description and level == 2:
             description.statements[-1].end = end
-        elif description and level == 3 and not closed and _short(name) in _LISTS:
+        elif description and level == 3 and not closed and short(name) in _LISTS:
             description.statements[-1].list_end = at
 
     def _text(self, text: str) -> None:
@@ -254,8 +281,8 @@ class _Reader:
         raise BrokenXmpError(f"a document type ({name}), which no packet needs")
 
 
-def _short(name: str) -> str:
-    """A name as above; `namespace local` where the namespace is none of ours."""
+def short(name: str) -> str:
+    """A name as above of one that the parser gives; that itself where we know no prefix."""
     space, _, local = name.rpartition(" ")
     prefix = _PREFIXES.get(space)
     return f"{prefix}:{local}" if prefix else name

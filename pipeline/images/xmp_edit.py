@@ -6,7 +6,7 @@ Nothing is written anew that is not ours: statements are cut out and put in at t
 import hashlib
 import html
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from pipeline.images.xmp import RDF, SPACES, TAG, BrokenXmpError, Packet, Raw, Statement, parse
 
@@ -20,6 +20,7 @@ EMPTY = (
 
 _HISTORY, _EXTENDED = "xmpMM:History", "xmpNote:HasExtendedXMP"
 _ROOM_FOR_NOTE = 2000
+_WRITTEN = re.compile(r"<([\w-]+):")  # the prefixes of elements; their texts are escaped
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 Edit = tuple[int, int, bytes]
@@ -146,7 +147,8 @@ def _spliced(data: bytes, edits: Sequence[Edit]) -> bytes:
 def _described(found: Packet, items: str) -> bytes:
     """A description of its own, of what the others describe."""
     about = found.descriptions[0].about.decode() if found.descriptions else '""'
-    return f"<rdf:Description{_spaces(SPACES)} rdf:about={about}>{items}</rdf:Description>".encode()
+    spaces = _spaces(_WRITTEN.findall(items))
+    return f"<rdf:Description{spaces} rdf:about={about}>{items}</rdf:Description>".encode()
 
 
 def _element(name: str, value: str | Mapping[str, str]) -> str:
@@ -163,7 +165,7 @@ def _escaped(text: str) -> str:
     return html.escape(_NOT_XML.sub("\ufffd", text))
 
 
-def _spaces(names: Mapping[str, str]) -> str:
+def _spaces(names: Iterable[str]) -> str:
     """Declarations of the namespaces that names have, or that prefixes stand for."""
     prefixes = sorted({"rdf"} | {name.partition(":")[0] for name in names})
     return "".join(f' xmlns:{prefix}="{SPACES[prefix]}"' for prefix in prefixes)

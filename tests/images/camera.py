@@ -29,7 +29,9 @@ def swapped():
     return profile
 
 
-def exif(order="<", *, orientation=1, size=(40, 30), dpi=(300, 200), thumbnail=True, more=()):
+def exif(
+    order="<", *, orientation=1, size=(40, 30), dpi=(300, 200), thumbnail=True, more=(), below=()
+):
     """A Canon's: its maker note is a directory whose offsets count from the stream's beginning."""
     pack = lambda letters, *values: struct.pack(order + letters, *values)  # noqa: E731
     stream = bytearray((b"II*\0" if order == "<" else b"MM\0*") + pack("I", 8))
@@ -78,7 +80,7 @@ def exif(order="<", *, orientation=1, size=(40, 30), dpi=(300, 200), thumbnail=T
     )
     next_at = 8 + 2 + 12 * (9 + len(more))
     link(first[0x8769], len(stream))
-    below = table(
+    second = table(
         [
             ratio(0x829A, 1, 125),
             text(0x9003, b"2009:08:07 06:05:04"),
@@ -90,15 +92,16 @@ def exif(order="<", *, orientation=1, size=(40, 30), dpi=(300, 200), thumbnail=T
             ratio(0xA20F, 4000, 1),
             short(0x9214, 10, 5, 4, 2),
             (0xA005, LONG, 1, bytes(4)),
+            *below,
         ],
         0,
     )
-    note = below[0x927C]
+    note = second[0x927C]
     kept, stream = stream, bytearray(note)  # the note's own directory, at its place
     table([text(0x0006, b"IMG:EOS 5D JPEG"), text(0x0009, b"Owner of the camera")], 0)
     made, stream = stream[note:], kept
     stream[note : note + len(made)] = made
-    link(below[0xA005], len(stream))
+    link(second[0xA005], len(stream))
     table([text(0x0001, b"R98"), short(0x1001, size[0]), short(0x1002, size[1])], 0)
     link(first[0x8825], len(stream))
     table([text(0x0001, b"N"), ratio(0x0002, 48, 1, 8, 1, 0, 1)], 0)

@@ -506,6 +506,122 @@ def test_results_of_results_have_one_history_and_no_leftovers():
     assert third.xmp.count(b"<rdf:Description") == said.xmp.count(b"<rdf:Description")
 
 
+def packet_with(inside, **spaces):
+    declared = "".join(f' xmlns:{prefix}="{space}"' for prefix, space in spaces.items())
+    told = f'<rdf:Description rdf:about=""{declared}>{inside}</rdf:Description></rdf:RDF>'
+    return camera.XMP.replace(b"</rdf:RDF>", told.encode())
+
+
+def test_what_is_said_of_colours_that_were_converted():
+    inside = (
+        "<ps:ColorMode>4</ps:ColorMode><ps:ICCProfile>Coated</ps:ICCProfile>"
+        "<e:ColorSpace>65535</e:ColorSpace>"
+    )
+    spaces = {"ps": xmp.SPACES["photoshop"], "e": xmp.SPACES["exif"]}
+    stream = camera.exif(below=[(0xA001, 3, 1, struct.pack("<H", 65_535))])
+    said = replace(SAID, exif=stream, xmp=packet_with(inside, **spaces))
+    source = replace(facts(), mode="CMYK", colour="cmyk")
+    made, warnings = metadata.derive(
+        said, source=source, size=(160, 120), provenance=PROVENANCE, policy=Policy()
+    )
+    assert warnings == ()
+    assert texts(made.xmp, "photoshop:ColorMode") == texts(made.xmp, "photoshop:ICCProfile") == []
+    assert texts(made.xmp, "exif:ColorSpace") == ["1"]
+    assert exif.entries(made.exif)["exif"][0xA001][2] == struct.pack("<H", 1)
+    kept, _ = derive(said)
+    assert texts(kept.xmp, "photoshop:ICCProfile") == ["Coated"]
+    assert exif.entries(kept.exif)["exif"][0xA001][2] == struct.pack("<H", 65_535)
+
+
+def test_a_panorama_has_the_pixels_of_the_result():
+    told = {"FullPanoWidth": 80, "FullPanoHeight": 40, "CroppedAreaImageWidth": WIDTH}
+    told |= {"CroppedAreaImageHeight": HEIGHT, "CroppedAreaLeft": 20, "CroppedAreaTop": 5}
+    inside = "".join(f"<g:{name}Pixels>{value}</g:{name}Pixels>" for name, value in told.items())
+    inside += "<g:ProjectionType>equirectangular</g:ProjectionType>"
+    packet = packet_with(inside, g=xmp.SPACES["GPano"])
+    made, warnings = derive(replace(SAID, xmp=packet), size=(160, 60))
+    assert warnings == ()
+    for name, value in told.items():
+        by = 4 if name.endswith(("Width", "Left")) else 2
+        assert texts(made.xmp, f"GPano:{name}Pixels") == [str(by * value)]
+    assert texts(made.xmp, "GPano:ProjectionType") == ["equirectangular"]
+    made, warnings = derive(replace(SAID, xmp=packet), orientation=6, size=(120, 160))
+    assert warnings == ("panorama_dropped",)
+    assert b"Pixels" not in made.xmp
+
+
+def test_what_lay_beside_the_picture_is_not_told_of():
+    inside = (
+        '<c:Directory><rdf:Seq><rdf:li rdf:parseType="Resource"><c:Item>1</c:Item></rdf:li>'
+        "</rdf:Seq></c:Directory><m:MotionPhoto>1</m:MotionPhoto><h:Version>1.0</h:Version>"
+    )
+    spaces = {one: xmp.SPACES[name] for one, name in zip("cmh", ATTACHED, strict=True)}
+    made, warnings = derive(replace(SAID, xmp=packet_with(inside, **spaces)))
+    assert warnings == ("attachments_dropped",)
+    assert not any(texts(made.xmp, f"{name}:{one}") for name, one in ATTACHED.items())
+
+
+ATTACHED = {"Container": "Directory", "GCamera": "MotionPhoto", "hdrgm": "Version"}
+REGIONS = """
+ <r:Regions rdf:parseType="Resource">
+  <r:AppliedToDimensions d:w="{0}" d:h="{1}" d:unit="pixel"/>
+  <r:RegionList><rdf:Bag>
+   <rdf:li rdf:parseType="Resource">
+    <r:Name>Ada</r:Name>
+    <r:Area a:x="0.25" a:y="0.1" a:w="0.1" a:h="0.2" a:unit="normalized"/>
+   </rdf:li>
+   <rdf:li><rdf:Description r:Name="Eve"><r:Area rdf:parseType="Resource">
+    <a:x>0.25</a:x><a:y>.1</a:y><a:w>0.1</a:w><a:h>0.2</a:h><a:unit>normalized</a:unit>
+   </r:Area></rdf:Description></rdf:li>
+  </rdf:Bag></r:RegionList>
+ </r:Regions>""".replace(">.1<", "> 0.1 <")
+REGION_SPACES = {"r": "mwg-rs", "a": "stArea", "d": "stDim"}
+REGION_SPACES = {prefix: xmp.SPACES[name] for prefix, name in REGION_SPACES.items()}
+
+
+@pytest.mark.parametrize("stated", [(WIDTH, HEIGHT), (HEIGHT, WIDTH)])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_regions_are_where_they_were_in_the_picture(orientation, stated, tmp_path):
+    packet = packet_with(REGIONS.format(*stated), **REGION_SPACES)
+    turned = orientation >= 5
+    pixels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    pixels[0:6, 8:12] = 255  # around (10, 3): four wide, six high
+    tags = PIL.Image.Exif()
+    tags[0x0112] = 1 if turned and stated == (HEIGHT, WIDTH) else orientation
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(file, "png", exif=tags)
+    upright = np.asarray(PIL.ImageOps.exif_transpose(PIL.Image.open(file)))
+    rows, columns = np.nonzero(upright)
+    high, wide = upright.shape
+    expected = {
+        "x": (columns.min() + columns.max() + 1) / 2 / wide,
+        "y": (rows.min() + rows.max() + 1) / 2 / high,
+        "w": (np.ptp(columns) + 1) / wide,
+        "h": (np.ptp(rows) + 1) / high,
+    }
+    size = (120, 160) if turned else (160, 120)
+    made, warnings = derive(replace(SAID, xmp=packet), orientation=orientation, size=size)
+    assert warnings == ()
+    for name, value in expected.items():
+        assert [float(text) for text in texts(made.xmp, f"stArea:{name}")] == pytest.approx(
+            [value, value]
+        )
+    assert texts(made.xmp, "stDim:w") + texts(made.xmp, "stDim:h") == [str(side) for side in size]
+    assert texts(made.xmp, "mwg-rs:Name") == ["Ada", "Eve"]
+    if EXIFTOOL:
+        said = exiftool(embed(bare("jpeg", size), "jpeg", made)[0], tmp_path / "picture.jpg")
+        assert said["XMP-mwg-rs:RegionAreaX"] == pytest.approx([expected["x"]] * 2)
+
+
+def test_regions_of_other_kinds_are_not_turned_but_left_out():
+    inside = "<p:RegionInfo><rdf:Bag/></p:RegionInfo>"
+    said = replace(SAID, xmp=packet_with(inside, p=xmp.SPACES["MP"]))
+    made, warnings = derive(said)
+    assert (warnings, b"RegionInfo" in made.xmp) == ((), True)
+    made, warnings = derive(said, orientation=3)
+    assert (warnings, b"RegionInfo" in made.xmp) == (("regions_dropped",), False)
+
+
 def test_the_source_type_is_a_choice():
     made, _ = derive(SAID, source_type="off")
     assert b"digitalsourcetype/print" in made.xmp
