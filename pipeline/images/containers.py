@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable
 
 from pipeline.errors import EncodeError
-from pipeline.images import exif, xmp, xmp_edit
+from pipeline.images import exif, profiles, xmp, xmp_edit
 from pipeline.images.image import Metadata
 from pipeline.images.walk import (
     APP0,
@@ -47,8 +47,9 @@ _VP8X_ICC, _VP8X_ALPHA, _VP8X_EXIF, _VP8X_XMP = 0x20, 0x10, 0x08, 0x04
 def embed(file: bytes, format: str, said: Metadata) -> tuple[bytes, tuple[str, ...]]:
     """The file with its metadata, and the codes of what it cannot say.
 
-    file: as an encoder wrote it; format: png, jpeg or webp. What it said of these is replaced, so
-    embedding twice is embedding once. TIFF has no blocks to put in: its encoder writes tags.
+    file: as an encoder wrote it; format: png, jpeg or webp; said: with a profile of such samples,
+    or none, as `metadata.derive` sees to. What it said of these is replaced, so embedding twice is
+    embedding once. TIFF has no blocks to put in: its encoder writes tags.
     Raises EncodeError if the file is no such file.
     """
     embedders: dict[str, Callable[[bytes, Metadata], tuple[bytes, tuple[str, ...]]]] = {
@@ -64,15 +65,10 @@ def embed(file: bytes, format: str, said: Metadata) -> tuple[bytes, tuple[str, .
 
 def _embed_in_png(file: bytes, said: Metadata) -> tuple[bytes, tuple[str, ...]]:
     header, rest = _opened_png(file)
-    gray = header[9] in (0, 4)
     blocks, dropped = [_png_chunk(b"IHDR", header)], list[str]()
     if said.icc_profile:
-        # The standard wants gray profiles for gray, RGB profiles for everything else.
-        if said.icc_profile[16:20] == (b"GRAY" if gray else b"RGB "):
-            body = b"ICC Profile\0\0" + zlib.compress(said.icc_profile)
-            blocks.append(_png_chunk(b"iCCP", body))
-        else:
-            dropped.append("icc_dropped")
+        body = b"ICC Profile\0\0" + zlib.compress(said.icc_profile)
+        blocks.append(_png_chunk(b"iCCP", body))
     if said.dpi:
         across, down = (round(side / METRES_PER_INCH) for side in said.dpi)
         if min(across, down) > 0 and max(across, down) <= _PNG_MAX:
@@ -205,7 +201,7 @@ def _embed_in_webp(file: bytes, said: Metadata) -> tuple[bytes, tuple[str, ...]]
     chunks = list(riff_chunks(file))
     dropped = ["iptc_dropped"] if said.iptc else []
     profile = said.icc_profile
-    if profile and profile[16:20] != b"RGB ":  # WebP makes RGB of gray
+    if profile and profiles.space(profile) != profiles.RGB:  # WebP makes RGB of gray
         profile, dropped = None, ["icc_dropped", *dropped]
     stream = exif.with_resolution(said.exif, said.dpi) if said.dpi else said.exif
     flags, size = _canvas(chunks)

@@ -2,14 +2,15 @@
 
 import io
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import PIL.Image
 
 from pipeline.config import Encode, Policy
 from pipeline.errors import EncodeError, ItemError, TooLargeError
-from pipeline.images import containers, png, tiff
+from pipeline.images import containers, png, profiles, tiff
 from pipeline.images.image import Pixels, Samples, eight_bit
 from pipeline.images.limits import check_kind
 from pipeline.images.page import Page
@@ -36,6 +37,7 @@ def encode(pages: Sequence[Page], format: str, settings: Encode, policy: Policy)
     bits = max(8 * page.samples.itemsize for page in pages)
     check_kind(format, pages=len(pages), bit_depth=bits, depth_policy=policy.depth)
     try:
+        pages = [_as_its_profile(page) for page in pages]
         if format == "tiff":
             return tiff.encode(pages)
         bare, lost = _WRITERS[format](pages[0].samples, settings)
@@ -49,6 +51,15 @@ def encode(pages: Sequence[Page], format: str, settings: Encode, policy: Policy)
     except Exception as error:
         message = f"{format}: {type(error).__name__}: {error}"
         raise EncodeError("encode_failed", message) from error
+
+
+def _as_its_profile(page: Page) -> Page:
+    """Grays, of a palette, with a profile of RGB as RGB: no format has both."""
+    profile, channels = page.said.icc_profile, page.samples.shape[2]
+    if channels > 2 or not profile or profiles.space(profile) != profiles.RGB:
+        return page
+    samples = np.take(page.samples, [0, 0, 0, 1][: channels + 2], axis=2)
+    return replace(page, samples=cast(Samples, samples))
 
 
 def _png(samples: Samples, settings: Encode) -> Written:

@@ -100,7 +100,10 @@ def held_bytes(
     source = max(one.width * one.height * one.channels * one.sample_bytes for one in sources)
     results = encoder = 0
     for one, (width, height) in zip(sources, sizes, strict=True):
-        results += width * height * one.channels * one.sample_bytes
+        # Grays of a palette become RGB, beside themselves, if their profile is one of RGB.
+        grays = one.colour == "palette" and one.channels < 3
+        channels = 2 * one.channels + 2 if grays else one.channels
+        results += width * height * channels * one.sample_bytes
         needed = encoder_bytes(format, width, height, channels=one.channels, lossless=lossless)
         encoder = max(encoder, needed)
     # A file as large as its samples, which noise makes it. A PNG's is copied when it is given its

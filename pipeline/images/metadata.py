@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass, replace
 
 from pipeline.config import Policy
-from pipeline.images import blocks, exif, exif_edit, xmp, xmp_edit, xmp_stale
+from pipeline.images import blocks, exif, exif_edit, profiles, xmp, xmp_edit, xmp_stale
 from pipeline.images.exif_edit import Change
 from pipeline.images.image import Facts, Metadata
 
@@ -85,7 +85,8 @@ def derive(
 
     said: of the source, upright (dpi); its EXIF as the file had it. source: its header.
     size: width and height of the result. The same arguments give the same bytes.
-    Codes: {exif,xmp}_broken, and those of `xmp_stale.corrections`.
+    Codes: {exif,xmp}_broken, icc_dropped: a profile of other samples, and those of
+    `xmp_stale.corrections`.
     """
     turned = source.orientation >= 5
     stored = source.width, source.height
@@ -93,9 +94,11 @@ def derive(
     dpi = said.dpi
     if dpi and policy.resolution == "scale":
         dpi = dpi[0] * size[0] / width, dpi[1] * size[1] / height
-    kept = Metadata(icc_profile=said.icc_profile, dpi=dpi)
+    fits = said.icc_profile is None or _fits(said.icc_profile, source)
+    kept = Metadata(icc_profile=said.icc_profile if fits else None, dpi=dpi)
+    warnings = [] if fits else ["icc_dropped"]
     if policy.strip_metadata:
-        return replace(kept, xmp=_mark(said.xmp, policy)), ()
+        return replace(kept, xmp=_mark(said.xmp, policy)), tuple(warnings)
     change = Change(
         source.orientation,
         stored,
@@ -103,7 +106,6 @@ def derive(
         scale_resolution=policy.resolution == "scale",
         into_srgb=source.colour in _CONVERTED,
     )
-    warnings = list[str]()
     stream, packet = said.exif, said.xmp
     if stream:
         try:
@@ -118,6 +120,17 @@ def derive(
     warnings += codes
     packet = _marked(packet, said.xmp or b"", size, provenance, policy)
     return replace(kept, exif=stream, xmp=packet, iptc=said.iptc), tuple(warnings)
+
+
+def _fits(profile: bytes, source: Facts) -> bool:
+    """Whether a profile is one of such samples as are decoded: a palette is always one of RGB,
+    also where it holds only grays."""
+    if source.colour in _CONVERTED:
+        return True
+    space = profiles.space(profile)
+    if source.colour == "palette" and space == profiles.RGB:
+        return True
+    return space == (profiles.GRAY if source.channels < 3 else profiles.RGB)
 
 
 def _mark(packet: bytes | None, policy: Policy) -> bytes | None:

@@ -225,6 +225,23 @@ def test_a_gray_profile_does_not_go_into_a_picture_that_becomes_rgb():
     assert shown(file).shape == (8, 8, 3)
 
 
+@pytest.mark.parametrize("format", ["png", "jpeg", "tiff", "webp"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_grays_with_a_profile_of_rgb_become_rgb(format, channels):
+    pixels = noise(8, 8, channels)
+    if format == "jpeg":
+        pixels[:] = pixels[0, 0] | 255 * (np.arange(channels) > 0)  # flat and opaque: it keeps that
+    said = Metadata(icc_profile=PROFILE)
+    file, lost = written(pixels, format, said, webp_lossless=True)
+    assert (lost, opened(file).info["icc_profile"]) == ((), PROFILE)
+    found = shown(file)
+    assert found.shape[2] == (3 if format == "jpeg" else channels + 2)
+    visible = pixels[:, :, -1] > 0 if channels == 2 else np.full((8, 8), True)
+    assert np.abs(found[visible, :3].astype(int) - pixels[visible, :1]).max() <= 1
+    if channels == 2 and format != "jpeg":
+        np.testing.assert_array_equal(found[:, :, 3], pixels[:, :, 1])
+
+
 def test_several_pages_become_a_tiff_or_nothing():
     pages = [Page(noise(4, 5, 3)), Page(noise(7, 3, 1, depth=np.uint16))]
     file, lost = encode(pages, "tiff", Encode(), Policy())

@@ -654,6 +654,36 @@ def test_what_a_machine_made_stays_marked_as_that(before, asked, after):
         assert xmp.parse(stripped.xmp).text("Iptc4xmpExt:DigitalSourceType") == TYPES + after
 
 
+@pytest.mark.parametrize(
+    ("colour", "channels", "profile", "kept"),
+    [
+        ("gray", 1, "gray", True),
+        ("gray", 2, "sRGB", False),
+        ("bilevel", 1, "sRGB", False),
+        ("rgb", 3, "gray", False),
+        ("rgb", 4, "sRGB", True),
+        ("palette", 1, "sRGB", True),
+        ("palette", 2, "gray", True),
+        ("palette", 3, "gray", False),
+        ("rgb", 3, "LAB", False),
+        ("cmyk", 3, "sRGB", True),
+    ],
+)
+@pytest.mark.parametrize("strip", [False, True])
+def test_a_profile_of_other_samples_is_left_out(colour, channels, profile, kept, strip):
+    source = replace(facts(), colour=colour, channels=channels)
+    said = replace(SAID, icc_profile=camera.icc(profile))
+    made, warnings = metadata.derive(
+        said,
+        source=source,
+        size=(160, 120),
+        provenance=PROVENANCE,
+        policy=Policy(strip_metadata=strip),
+    )
+    assert warnings == (() if kept else ("icc_dropped",))
+    assert made.icc_profile == (said.icc_profile if kept else None)
+
+
 def test_stripped_is_stripped_but_for_the_mark():
     made, _ = derive(SAID, strip_metadata=True)
     assert (made.icc_profile, made.exif, made.iptc) == (PROFILE, None, None)
