@@ -9,13 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pipeline.errors import TooLargeError
-from pipeline.images import exif, png_text, profiles, tiff_tags, xmp, xmp_edit
+from pipeline.images import exif, png_text, pnm, profiles, tiff_tags, xmp, xmp_edit
 from pipeline.images.levels import palette_channels
 from pipeline.images.walk import (
     APP0,
     APP1,
     APP2,
     APP13,
+    APP14,
     COM,
     EXIF_IN_JPEG,
     EXTENDED_XMP,
@@ -28,6 +29,8 @@ from pipeline.images.walk import (
     XMP_IN_JPEG,
     XMP_IN_PNG,
     begins,
+    gif_extensions,
+    gif_joined,
     image_resources,
     jp2_boxes,
     jpeg_segments,
@@ -48,6 +51,21 @@ _NEAR = 100
 # PNG's code points for it: primaries, curve, no matrix, full range.
 _SRGB_POINTS = b"\1\x0d\0\1"
 _JP2_SRGB = {16: False, 17: True, 18: False}  # RGB, gray, and YCbCr of which RGB is made
+# What needs no word when it is left out: how a file stores its samples, frames and previews, and
+# copies of what is kept elsewhere. Of all else is said that it is lost.
+_PNG_STRUCTURE = frozenset(
+    {b"IDAT", b"IEND", b"tRNS", b"hIST", b"acTL", b"fcTL", b"fdAT", b"gAMA", b"cHRM", b"pHYs"}
+)
+_JPEG_STRUCTURE = frozenset({*range(0xC0, 0xD0), *range(0xDB, 0xE0)})
+_JPEG_BEGINNINGS = {APP0: (JFIF, b"JFXX\0"), APP2: (b"MPF\0",), APP14: (b"Adobe",)}
+_WEBP_STRUCTURE = frozenset({b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF"})
+_JP2_STRUCTURE = frozenset({b"jP  ", b"ftyp", b"jp2c", b"rreq", b"free", b"skip"})
+_JP2_HEADERS = frozenset({b"ihdr", b"bpcc", b"pclr", b"cmap", b"cdef", b"colr"})
+# Resolution, thumbnails, and IPTC with its checksum.
+_RESOURCE_COPIES = frozenset({0x03ED, 0x0409, 0x040C, IPTC_RESOURCE, 0x0425})
+_GIF_CONTROL, _GIF_APPLICATION, _GIF_TEXTS = 0xF9, 0xFF, (0xFE, 0x01)
+_GIF_LOOPS = (b"NETSCAPE2.0", b"ANIMEXTS1.0")
+_GIF_XMP_TAIL = 257  # bytes that lead a reader of parts to the end, wherever it comes from
 _BMP_EMBEDDED_PROFILE, _BMP_SRGB = b"DEBM", b"BGRs"
 
 
@@ -113,7 +131,9 @@ def find(data: bytes, format: str, *, page: int, limit: int) -> Blocks:
         "jpeg": _in_jpeg,
         "webp": _in_webp,
         "jpeg2000": _in_jpeg2000,
+        "gif": _in_gif,
         "bmp": _in_bmp,
+        "pnm": _in_pnm,
     }
     if format == "tiff":
         _in_tiff(data, blocks, page)
@@ -147,9 +167,14 @@ def _in_png(data: bytes, blocks: Blocks) -> None:
             blocks.warn("gamma_dropped")
         elif kind in png_text.KINDS:
             _add_text(blocks, kind, body, later)
+        elif kind not in _PNG_STRUCTURE:
+            blocks.warn("blocks_dropped")
     # The old ways count where there is no new one.
     for kind, block in later:
-        blocks.add(kind, block)
+        if kind == "photoshop":
+            _add_iptc(blocks, block)
+        else:
+            blocks.add(kind, block)
     if is_srgb:
         blocks.name_srgb(gray=gray)
     if "icc" in blocks.found:
@@ -191,8 +216,8 @@ def _add_text(
         blocks.take(len(content))
         found = png_text.raw_profiles(bytes(content))
         later += found or []
-        if found is None:
-            blocks.warn("text_broken")
+        if not found:
+            blocks.warn("text_broken" if found is None else "blocks_dropped")
 
 
 def _without(prefix: bytes, block: memoryview) -> memoryview:
@@ -220,9 +245,16 @@ def _in_jpeg(data: bytes, blocks: Blocks) -> None:
             blocks.warn("c2pa_dropped")
         elif marker == COM:
             blocks.warn("text_dropped")
+        elif not _is_jpeg_structure(marker, body):
+            blocks.warn("blocks_dropped")
     _join_profile(blocks, profile)
     _join_extended(blocks, extended)
     _add_iptc(blocks, b"".join(resources))
+
+
+def _is_jpeg_structure(marker: int, body: memoryview) -> bool:
+    beginnings = _JPEG_BEGINNINGS.get(marker, ())
+    return marker in _JPEG_STRUCTURE or any(begins(body, one) for one in beginnings)
 
 
 def _note_density(blocks: Blocks, unit: int, across: int, down: int) -> None:
@@ -270,6 +302,8 @@ def _add_iptc(blocks: Blocks, resources: bytes) -> None:
     for number, content in image_resources(resources):
         if number == IPTC_RESOURCE:
             blocks.add("iptc", content)
+        if number not in _RESOURCE_COPIES:
+            blocks.warn("blocks_dropped")
 
 
 def _in_webp(data: bytes, blocks: Blocks) -> None:
@@ -279,6 +313,8 @@ def _in_webp(data: bytes, blocks: Blocks) -> None:
             blocks.add(kinds[kind], _without(EXIF_IN_JPEG, body))
         elif kind == b"C2PA":
             blocks.warn("c2pa_dropped")
+        elif any(kind) and kind not in _WEBP_STRUCTURE:
+            blocks.warn("blocks_dropped")
 
 
 def _in_tiff(data: bytes, blocks: Blocks, page: int) -> None:
@@ -324,6 +360,10 @@ def _in_jpeg2000(data: bytes, blocks: Blocks) -> None:
                     named = _JP2_SRGB.get(int.from_bytes(content[3:7], "big"), named)
                 elif inner == b"res ":
                     _note_jp2_resolution(blocks, content)
+                elif inner not in _JP2_HEADERS:
+                    blocks.warn("blocks_dropped")
+        elif kind not in _JP2_STRUCTURE:
+            blocks.warn("blocks_dropped")
     if named is not None:
         blocks.name_srgb(gray=named)
 
@@ -339,6 +379,23 @@ def _note_jp2_resolution(blocks: Blocks, body: memoryview) -> None:
         sides = across / by_across * 10.0**ten_across, down / by_down * 10.0**ten_down
         if all(map(math.isfinite, sides)):
             blocks.per_metre(*sides)
+
+
+def _in_gif(data: bytes, blocks: Blocks) -> None:
+    for label, first, rest in gif_extensions(data):
+        if label in _GIF_TEXTS:
+            blocks.warn("text_dropped")
+        elif label == _GIF_APPLICATION and first == b"ICCRGBG1012":
+            blocks.add("icc", gif_joined(rest))
+        elif label == _GIF_APPLICATION and first == b"XMP DataXMP":
+            blocks.add("xmp", rest[:-_GIF_XMP_TAIL])  # it has no lengths
+        elif label != _GIF_CONTROL and first not in _GIF_LOOPS:
+            blocks.warn("blocks_dropped")
+
+
+def _in_pnm(data: bytes, blocks: Blocks) -> None:
+    if pnm.rest(data).strip():
+        blocks.warn("blocks_dropped")
 
 
 def _in_bmp(data: bytes, blocks: Blocks) -> None:

@@ -55,7 +55,8 @@ def read(
     Codes: icc_untagged; {icc,exif,xmp,iptc,text}_broken; exif_repaired: single tags are lost;
     text_dropped: comments and PNG's texts; tiff_tags_dropped: tags of other programs;
     gamma_dropped: PNG's gAMA, cHRM or cICP, if not sRGB's and without a profile; c2pa_dropped: a
-    signed manifest, not true of another file; xmp_extension_dropped.
+    signed manifest, not true of another file; xmp_extension_dropped; blocks_dropped: whatever else
+    lies beside the samples and has no place in a result.
     Raises TooLargeError.
     """
     found = blocks.find(data, format, page=page, limit=limit)

@@ -5,10 +5,8 @@ from collections.abc import Callable
 
 from pipeline.images.walk import (
     EXIF_IN_JPEG,
-    IPTC_RESOURCE,
     RAW_PROFILE,
     XMP_IN_JPEG,
-    image_resources,
 )
 
 KINDS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
@@ -63,7 +61,8 @@ def _inflated(stream: memoryview) -> bytes | None:
 def raw_profiles(text: bytes) -> list[tuple[str, bytes]] | None:
     """ImageMagick's way: a line with the kind, one with the length, the rest in hexadecimals.
 
-    The blocks, each icc, exif, xmp or iptc; none of another kind; None if the text is broken.
+    The blocks, each icc, exif, xmp, iptc or photoshop (image resources); none of another kind; None
+    if the text is broken.
     """
     lines = text.strip().split(b"\n", 2)
     try:
@@ -77,8 +76,6 @@ def raw_profiles(text: bytes) -> list[tuple[str, bytes]] | None:
     if block.startswith(XMP_IN_JPEG):
         return [("xmp", block[len(XMP_IN_JPEG) :])]
     if block.startswith(b"8BIM"):
-        return [
-            ("iptc", part) for number, part in image_resources(block) if number == IPTC_RESOURCE
-        ]
+        return [("photoshop", block)]
     kind = _RAW_PROFILES.get(lines[0].strip().lower())
     return [(kind, block)] if kind else []

@@ -52,6 +52,15 @@ def samples(data: bytes, *, accept_truncated: bool) -> tuple[Samples, bool]:
     return (255 - levels if kind in (1, 4) else levels), bool(missing)  # a set bit is black
 
 
+def rest(data: bytes) -> bytes:
+    """What follows the picture: none in the plain kinds. Raises DecodeError."""
+    kind, width, height, highest, start = _header(data)
+    if kind <= 3:
+        return b""
+    line = (width + 7) // 8 if kind == 4 else width * _KINDS[kind - 3][2] * (1 + (highest > 255))
+    return data[start + height * line :]
+
+
 def _header(data: bytes) -> tuple[int, int, int, int, int]:
     """Kind (1 to 6), width, height, highest level, and where the samples begin."""
     kind, at, numbers = data[1] - ord("0"), 2, list[int]()

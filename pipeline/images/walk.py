@@ -1,9 +1,10 @@
-"""The blocks that PNG, JPEG, WebP and JPEG 2000 files are made of, one after another.
+"""The blocks that PNG, JPEG, WebP, JPEG 2000 and GIF files are made of, one after another.
 
 A file that is cut short ends where its last whole block ends.
 
 Formats: W3C, PNG (third edition), of 24 June 2025; ITU-T T.81 and T.871 (JPEG, JFIF); ISO/IEC
-15444-1 annex I (JP2); Google, WebP Container Specification; Adobe, Photoshop File Formats.
+15444-1 annex I (JP2); Google, WebP Container Specification; Adobe, Photoshop File Formats;
+CompuServe, GIF89a.
 """
 
 import re
@@ -23,6 +24,7 @@ XMP_IN_PNG = b"XML:com.adobe.xmp"
 RAW_PROFILE = b"Raw profile type "
 
 APP0, APP1, APP2, APP13, APP14, COM = 0xE0, 0xE1, 0xE2, 0xED, 0xEE, 0xFE
+_GIF_EXTENSION, _GIF_FRAME = 0x21, 0x2C
 _SOS, _EOI = 0xDA, 0xD9
 _STANDALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
 METRES_PER_INCH = 0.0254
@@ -103,6 +105,40 @@ def jp2_boxes(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
             return
         yield kind, data[at + header : at + size]
         at += size
+
+
+def gif_extensions(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
+    """Label, first part and all that follows as it stands, lengths included, of each extension."""
+    at = 13 + _gif_palette(data, 10)
+    for _ in range(_MOST_BLOCKS):
+        if at + 2 > len(data) or data[at] not in (_GIF_EXTENSION, _GIF_FRAME):
+            return
+        is_frame = data[at] == _GIF_FRAME
+        start = at + (11 + _gif_palette(data, at + 9) if is_frame else 2)
+        end = start
+        while end < len(data) and data[end]:  # each part after its length
+            end += 1 + data[end]
+        if end >= len(data):
+            return
+        if not is_frame:
+            behind = min(start + 1 + data[start], end)
+            yield data[at + 1], data[start + 1 : behind], data[behind:end]
+        at = end + 1
+
+
+def gif_joined(parts: bytes) -> bytes:
+    """The contents of parts that stand after their lengths."""
+    found, at = bytearray(), 0
+    while at < len(parts):
+        found += parts[at + 1 : at + 1 + parts[at]]
+        at += 1 + parts[at]
+    return bytes(found)
+
+
+def _gif_palette(data: bytes, at: int) -> int:
+    """Bytes of the palette that the flags there tell of."""
+    flags = data[at] if at < len(data) else 0
+    return 6 << (flags & 7) if flags & 0x80 else 0
 
 
 def image_resources(data: bytes) -> Iterator[tuple[int, bytes]]:

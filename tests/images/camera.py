@@ -165,8 +165,8 @@ def jpeg_segment(marker, body):
     return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
 
 
-def photoshop(iptc):
-    resource = b"8BIM" + struct.pack(">HHI", 0x0404, 0, len(iptc)) + iptc + bytes(len(iptc) % 2)
+def photoshop(iptc, number=0x0404):
+    resource = b"8BIM" + struct.pack(">HHI", number, 0, len(iptc)) + iptc + bytes(len(iptc) % 2)
     return b"Photoshop 3.0\0" + resource
 
 

@@ -147,6 +147,34 @@ def test_a_picture_that_says_nothing(format):
     assert warnings == ("icc_untagged",)
 
 
+def behind_jfif(marker, body):
+    file = bare("jpeg")
+    return file[:20] + camera.jpeg_segment(marker, body) + file[20:]
+
+
+OF_PHOTOSHOP = b"Raw profile type 8bim\0" + hexed(b"8bim", camera.photoshop(b"", 2000)[14:])
+
+
+def in_gif(name, parts):
+    """An application's extension behind the palette."""
+    file = bare("gif")
+    at = 13 + (6 << (file[10] & 7))
+    return file[:at] + b"\x21\xff\x0b" + name + parts + b"\0" + file[at:]
+
+
+def test_the_profile_and_the_packet_of_a_gif(tmp_path):
+    pieces = [PROFILE[at : at + 255] for at in range(0, len(PROFILE), 255)]
+    parts = b"".join(bytes((len(piece),)) + piece for piece in pieces)
+    said, warnings = read(in_gif(b"ICCRGBG1012", parts), "gif")
+    assert (said.icc_profile, warnings) == (PROFILE, ())
+    tail = b"\1" + bytes(range(255, -1, -1))  # as XMP's specification has it, with the end's zero
+    file = in_gif(b"XMP DataXMP", camera.XMP + tail)
+    said, warnings = read(file, "gif")
+    assert (said.xmp, warnings) == (xmp.normalised(camera.XMP), ("icc_untagged",))
+    if EXIFTOOL:
+        assert exiftool(file, tmp_path / "picture.gif")["XMP-dc:Rights"] == camera.RIGHTS
+
+
 def with_mode(mode, format):
     file = io.BytesIO()
     PIL.Image.new(mode, (WIDTH, HEIGHT)).save(file, format)
@@ -320,6 +348,29 @@ def test_packets_in_other_encodings(encoding):
         (camera.png(bare("png"), (b"cICP", b"\x09\x10\0\1")), "png", "gamma_dropped"),
         (camera.png(bare("png"), (b"caBX", b"jumb")), "png", "c2pa_dropped"),
         (bare("jpeg", comment="Rathaus"), "jpeg", "text_dropped"),
+        (camera.png(bare("png"), (b"sBIT", b"\5\6\5")), "png", "blocks_dropped"),
+        (camera.png(bare("png"), (b"tIME", bytes(7))), "png", "blocks_dropped"),
+        (camera.png(bare("png"), (b"tEXt", OF_PHOTOSHOP)), "png", "blocks_dropped"),
+        (behind_jfif(0xE1, b"FLIR\0\1\0\0"), "jpeg", "blocks_dropped"),
+        (behind_jfif(0xEC, b"Ducky\0\1\0\4"), "jpeg", "blocks_dropped"),
+        (behind_jfif(0xED, camera.photoshop(b"", 2000)), "jpeg", "blocks_dropped"),
+        (behind_jfif(0xED, camera.photoshop(b"", 0x0425)), "jpeg", None),
+        (behind_jfif(0xEE, b"Adobe\0d\0\0\0\0\1"), "jpeg", None),
+        (bare("jpeg", progressive=True), "jpeg", None),
+        (jp2(box(b"xml ", b"<a/>")), "jpeg2000", "blocks_dropped"),
+        (jp2(box(b"uuid", bytes(20))), "jpeg2000", "blocks_dropped"),
+        (webp(icc_profile=PROFILE) + b"ABCD\2\0\0\0ab", "webp", "blocks_dropped"),
+        (bare("gif", comment=b"Rathaus"), "gif", "text_dropped"),
+        (bare("gif", save_all=True, append_images=[PIL.Image.new("1", (9, 9))]), "gif", None),
+        (in_gif(b"Elsewhere10", b"\2ab"), "gif", "blocks_dropped"),
+        (bare("ppm") + b"\n", "pnm", None),
+        (bare("ppm") * 2, "pnm", "blocks_dropped"),
+        (with_mode("1", "ppm") * 2, "pnm", "blocks_dropped"),
+        (
+            tiff(extra=[(34377, 7, None, camera.photoshop(b"", 2000)[14:], True)]),
+            "tiff",
+            "blocks_dropped",
+        ),
     ],
 )
 def test_what_is_broken_or_lost_has_its_code(source, format, code):
