@@ -333,6 +333,7 @@ def _in_tiff(data: bytes, blocks: Blocks, page: int) -> None:
     blocks.dpi = tags.resolution
     said = {
         "exif_repaired": tags.incomplete,
+        "maker_note_moved": tags.moved,
         "tiff_tags_dropped": tags.others,
         "c2pa_dropped": tags.signed,
     }

@@ -204,23 +204,36 @@ def with_resolution(stream: bytes | None, dpi: tuple[float, float]) -> bytes:
     return bytes(buffer)
 
 
-def build(directories: Mapping[str, Mapping[int, Value]], order: Order) -> bytes:
-    """A stream that says this; the bytes of the values are in that order already."""
+def build(
+    directories: Mapping[str, Mapping[int, Value]], order: Order, *, note_at: int | None = None
+) -> bytes:
+    """A stream that says this; the bytes of the values are in that order already.
+
+    note_at: where the maker note shall begin, not before 8: what its own offsets count on.
+    """
     buffer = bytearray(b"II*\0" if order == "<" else b"MM\0*") + bytes(4)
-    struct.pack_into(f"{order}I", buffer, 4, _build(buffer, "ifd0", directories, order))
+    if note_at is not None:
+        buffer += bytes(note_at - len(buffer)) + directories["exif"][MAKER_NOTE][2]
+    at = _build(buffer, "ifd0", directories, order, note_at)
+    struct.pack_into(f"{order}I", buffer, 4, at)
     return bytes(buffer)
 
 
 def _build(
-    buffer: bytearray, name: str, directories: Mapping[str, Mapping[int, Value]], order: Order
+    buffer: bytearray,
+    name: str,
+    directories: Mapping[str, Mapping[int, Value]],
+    order: Order,
+    note_at: int | None,
 ) -> int:
     """Appends a directory and those below it; where it begins."""
     values = dict(directories.get(name, {}))
     for below, (parent, tag) in POINTERS.items():
         if parent == name and directories.get(below):
-            at = _build(buffer, below, directories, order)
+            at = _build(buffer, below, directories, order, note_at)
             values[tag] = LONG, 1, struct.pack(f"{order}I", at)
-    records = [record(buffer, order, tag, values[tag], None) for tag in sorted(values)]
+    places = {MAKER_NOTE: note_at} if name == "exif" else {}
+    records = [record(buffer, order, tag, values[tag], places.get(tag)) for tag in sorted(values)]
     _align(buffer)
     at = len(buffer)
     buffer += struct.pack(f"{order}H", len(records)) + b"".join(records) + bytes(4)

@@ -53,6 +53,7 @@ def read(
     stored.
     What is broken is left out, whatever it is.
     Codes: icc_untagged; {icc,exif,xmp,iptc,text}_broken; exif_repaired: single tags are lost;
+    maker_note_moved: of a TIFF, too far from the file's beginning to stay so;
     text_dropped: comments and PNG's texts; tiff_tags_dropped: tags of other programs;
     gamma_dropped: PNG's gAMA, cHRM or cICP, if not sRGB's and without a profile; c2pa_dropped: a
     signed manifest, not true of another file; xmp_extension_dropped; blocks_dropped: whatever else

@@ -65,7 +65,8 @@ def encode(
     classic_bytes: what might become larger than this is written as BigTIFF.
     """
     planned = [_plan(page, tiled_pixels) for page in pages]
-    note = exif.maker_note(pages[0].said.exif) if pages[0].said.exif else None
+    notes = [exif.maker_note(page.said.exif) if page.said.exif else None for page in pages]
+    note = notes[0]
     at = note[0] if note and note[0] <= _MOST_PADDING else 0
     big = at + sum(page.most_bytes for page in planned) > classic_bytes
     # BytesIO grows in place and hands its buffer over: nowhere is there a second copy of the file.
@@ -78,6 +79,10 @@ def encode(
             _write(writer, page, big)
     lost = {
         "exif_dropped": any(page.exif is None for page in planned),
+        "maker_note_moved": any(
+            each and page.exif and not page.note_at
+            for each, page in zip(notes, planned, strict=True)
+        ),
         "dpi_dropped": any(page.said.dpi and not page.dpi for page in planned),
     }
     return file.getvalue(), tuple(code for code, holds in lost.items() if holds)

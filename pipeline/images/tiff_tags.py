@@ -30,6 +30,8 @@ _KNOWN = _WORTH_KEEPING | _POINTERS | _STRUCTURE | BLOCKS | {C2PA}
 _LAYOUTS = (b'{"shape"', b"ImageJ=", b"<?xml version")
 
 _MOST_ENTRIES = 2**16
+_HEADER, _INLINE = 8, 8  # bytes before all values of a stream, and that an entry itself may hold
+_MOST_PADDED = 2**16 - 2**10  # of a JPEG's segment, with room for corrected values
 _BIG_SIZES = exif.SIZES | {16: 8, 17: 8, 18: 8}
 
 
@@ -49,6 +51,8 @@ class Tags:
     """Whether there are tags that are not kept, beyond those of the file's structure."""
     signed: bool
     """Whether there is a C2PA manifest."""
+    moved: bool
+    """Whether the maker note stands elsewhere in `exif` than in the file: its offsets may fail."""
 
 
 def read(data: bytes, page: int, take: Callable[[int], None]) -> Tags:
@@ -69,7 +73,7 @@ def read(data: bytes, page: int, take: Callable[[int], None]) -> Tags:
     layout = description is not None and description[2].startswith(_LAYOUTS)
     if layout:
         del kept["ifd0"][IMAGE_DESCRIPTION]
-    stream = exif.build(kept, file.order)
+    stream, moved = _stream(kept, file.order, tables.get("exif", {}).get(exif.MAKER_NOTE))
     says_little = kept["ifd0"].keys() <= _SAYS_LITTLE and not any(list(kept.values())[1:])
     return Tags(
         exif=None if says_little else stream,
@@ -78,7 +82,24 @@ def read(data: bytes, page: int, take: Callable[[int], None]) -> Tags:
         incomplete=file.incomplete,
         others=layout or not table.keys() <= _KNOWN,
         signed=C2PA in table,
+        moved=moved,
     )
+
+
+def _stream(
+    kept: dict[str, dict[int, Value]], order: Order, note: "_Entry | None"
+) -> tuple[bytes, bool]:
+    """EXIF that says this, and whether its maker note stands elsewhere than in the file.
+
+    A note's own offsets count from the file's beginning, so it stays as far from there as it was,
+    unless EXIF became too large for a JPEG by that.
+    """
+    stream = exif.build(kept, order)
+    if not note or note.size <= _INLINE or exif.MAKER_NOTE not in kept["exif"]:
+        return stream, False
+    if note.start < _HEADER or note.start + len(stream) > _MOST_PADDED:
+        return stream, True
+    return exif.build(kept, order, note_at=note.start), False
 
 
 @dataclass(frozen=True, slots=True)

@@ -298,6 +298,50 @@ def test_the_directories_below_a_tiffs_first(order):
     assert exif.entries(said.exif)["gps"] == exif.entries(stream)["gps"]
 
 
+@orders
+@pytest.mark.parametrize("big", [False, True])
+def test_a_maker_note_stays_as_far_from_the_beginning_of_a_tiff(order, big, tmp_path):
+    at, note = exif.maker_note(camera.exif(order))
+    file = with_note(order, big, at)
+    said, warnings = read(file, "tiff")
+    assert "maker_note_moved" not in warnings
+    assert exif.maker_note(said.exif) == (at, note)
+    far = with_note(order, big, 70_000)
+    moved, warnings = read(far, "tiff")
+    assert "maker_note_moved" in warnings
+    assert len(moved.exif) < len(said.exif) < 5000
+    assert exif.maker_note(moved.exif)[1] == note
+    made, _ = derive(said)
+    picture, lost = embed(bare("jpeg", (160, 120)), "jpeg", made)
+    assert lost == ()
+    if EXIFTOOL:
+        found = exiftool(picture, tmp_path / "picture.jpg")
+        assert found["Canon:OwnerName"] == "Owner of the camera"
+        assert "ExifTool:Warning" not in found
+
+
+def with_note(order, big, at):
+    """The tags of a TIFF with a camera's maker note there."""
+    pack = lambda letters, *values: struct.pack(order + letters, *values)  # noqa: E731
+    offset, room, head = ("Q", 8, 16) if big else ("I", 4, 8)
+    note = exif.maker_note(camera.exif(order))[1]
+
+    def table(*rows):
+        entries = (
+            pack("HH" + offset, tag, kind, count) + pack("I" if kind == 4 else offset, value)[:room]
+            for tag, kind, count, value in rows
+        )
+        padded = b"".join(entry.ljust(4 + 2 * room, b"\0") for entry in entries)
+        return pack("Q" if big else "H", len(rows)) + padded + bytes(room)
+
+    size = len(table((0, 4, 1, 0), (0, 4, 1, 0)))
+    make = head + size + len(table((0, 4, 1, 0)))
+    file = (b"II" if order == "<" else b"MM") + (pack("HHH", 43, 8, 0) if big else pack("H", 42))
+    file += pack(offset, head) + table((0x010F, 2, 10, make), (0x8769, 4, 1, head + size))
+    file += table((0x927C, 7, len(note), at)) + b"Canon EOS\0"
+    return file.ljust(at, b"\0") + note
+
+
 def test_iptc_in_photoshops_tiffs_and_turned_round():
     wrapped = camera.photoshop(camera.IPTC)[14:]
     file = tiff(extra=[(34377, 7, None, wrapped, True)])

@@ -35,9 +35,9 @@ XMP = b"<?xpacket begin='' id='W5M0MpCehiHzreSzNTczkc9d'?><x:xmpmeta xmlns:x='ad
 IPTC = b"\x1c\x02\x78\x00\x05hello"
 
 
-def written(*pages, big=False):
+def written(*pages, big=False, moved=False):
     file, warnings = encode(pages, classic_bytes=0 if big else 2**32)
-    assert warnings == ()
+    assert warnings == (("maker_note_moved",) if moved else ())
     return file
 
 
@@ -190,7 +190,8 @@ def test_nothing_is_said_that_is_not_known():
 @orders
 def test_the_same_again_is_the_same_bytes(big, order):
     page = Page(noise(30, 20, 3), Metadata(exif=stream(order), xmp=XMP, dpi=(300, 300)))
-    assert written(page, page, big=big) == written(page, page, big=big)
+    first, again = (written(page, page, big=big, moved=True) for _ in range(2))
+    assert first == again
 
 
 @sizes
@@ -273,7 +274,8 @@ def test_a_maker_note_stays_as_far_from_the_beginning_as_it_was(big, order):
     said = Metadata(exif=stream(order))
     at, note = exif.maker_note(said.exif)
     assert said.exif[at : at + len(note)] == note
-    file = written(Page(noise(5, 4, 3), said), Page(noise(3, 3, 1), said), big=big)
+    pages = Page(noise(5, 4, 3), said), Page(noise(3, 3, 1), said)
+    file = written(*pages, big=big, moved=True)
     assert file[at : at + len(note)] == note
     for index in range(2):
         read = PIL.Image.open(io.BytesIO(file))
@@ -283,7 +285,19 @@ def test_a_maker_note_stays_as_far_from_the_beginning_as_it_was(big, order):
     values = {0x9101: (7, words, bytes(words)), 0x927C: (7, len(note), note)}
     far = Metadata(exif=stream(order, exif=values))
     assert exif.maker_note(far.exif)[0] > words
-    assert len(written(Page(noise(5, 4, 3), far), big=big)) < words + 5000
+    assert len(written(Page(noise(5, 4, 3), far), big=big, moved=True)) < words + 5000
+
+
+@sizes
+def test_a_maker_note_that_cannot_stay_where_it_was_is_said_to_have_moved(big):
+    classic = 0 if big else 2**32
+    near = Page(noise(5, 4, 3), Metadata(exif=stream()))
+    assert encode([near], classic_bytes=classic)[1] == ()
+    assert encode([near, near], classic_bytes=classic)[1] == ("maker_note_moved",)
+    _, note = exif.maker_note(near.said.exif)
+    values = {0x9101: (7, 70_000, bytes(70_000)), 0x927C: (7, len(note), note)}
+    far = Page(noise(5, 4, 3), Metadata(exif=stream(exif=values)))
+    assert encode([far], classic_bytes=classic)[1] == ("maker_note_moved",)
 
 
 @sizes
@@ -294,7 +308,7 @@ def test_pages_have_their_own_samples_and_words(big):
         Page(noise(20, 30, 3)[::-1], Metadata(exif=stream(">", gps={1: (2, 2, b"S\0")}))),
         Page(noise(1, 1, 4)),
     ]
-    file = written(*pages, big=big)
+    file = written(*pages, big=big, moved=True)
     found = list(by_tifffile(file))
     assert len(found) == 4
     for (samples, _), page in zip(found, pages, strict=True):
