@@ -196,7 +196,10 @@ def test_whatever_is_said_a_result_has_its_pixels(format, said, channels, as_rea
     assert back.facts.orientation == 1 or as_read
     if format == "tiff":
         with tifffile.TiffFile(io.BytesIO(file)) as opened:
-            np.testing.assert_array_equal(opened.asarray().reshape(samples.shape), samples)
+            found = opened.asarray().reshape(6, 5, -1)
+        if channels < 3 and (said.icc_profile or b"")[16:20] == b"RGB ":  # grays as RGB
+            samples = samples[:, :, [0, 0, 0, 1][: channels + 2]]
+        np.testing.assert_array_equal(found, samples)
     else:
         with PIL.Image.open(io.BytesIO(file)) as opened:
             opened.load()
