@@ -9,6 +9,7 @@ import PIL.ImageCms
 from numpy.typing import NDArray
 
 from pipeline.images.image import Samples, eight_bit
+from pipeline.images.levels import bands
 
 _MADE = slice(24, 36)  # of an ICC profile's header: when it was made
 _MADE_ALWAYS = bytes.fromhex("07d000010001000000000000")  # the year 2000
@@ -32,23 +33,26 @@ def cmyk_to_srgb(inks: NDArray[Any], profile: bytes | None) -> tuple[Samples, bo
         except (OSError, PIL.ImageCms.PyCMSError):  # no profile, or one of another colour space
             pass
     full = np.iinfo(inks.dtype).max
-    light = (full - inks).astype(np.uint64)
-    through = (light[:, :, :3] * light[:, :, 3:] + full // 2) // full
-    return through.astype(inks.dtype), False
+    made = np.empty((*inks.shape[:2], 3), inks.dtype)
+    for band in bands(inks):
+        light = (full - inks[band]).astype(np.uint32)  # 65,535 squared and a half fit
+        made[band] = (light[:, :, :3] * light[:, :, 3:] + full // 2) // full
+    return made, False
 
 
 def _by_profile(inks: NDArray[Any], profile: bytes) -> Samples:
-    opened = PIL.Image.fromarray(eight_bit(inks), "CMYK")
-    made = PIL.ImageCms.profileToProfile(
-        opened,
+    transform = PIL.ImageCms.buildTransform(
         PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile)),
         PIL.ImageCms.createProfile("sRGB"),
+        "CMYK",
+        "RGB",
         renderingIntent=PIL.ImageCms.Intent.RELATIVE_COLORIMETRIC,
-        outputMode="RGB",
         flags=PIL.ImageCms.Flags.BLACKPOINTCOMPENSATION,
     )
-    assert made is not None  # it is None only where it works in place
-    return np.asarray(made)
+    made = np.empty((*inks.shape[:2], 3), np.uint8)
+    for band in bands(inks):
+        made[band] = transform.apply(PIL.Image.fromarray(eight_bit(inks[band]), "CMYK"))
+    return made
 
 
 # XYZ of the ICC's white (D50) to linear sRGB, adapted by Bradford's method
@@ -69,6 +73,14 @@ def lab_to_srgb(stored: NDArray[Any], *, from_zero: bool) -> Samples:
 
     stored: TIFF's L, a and b; from_zero: a and b begin at 0 (ICCLab) instead of being signed.
     """
+    made = np.empty(stored.shape, stored.dtype)
+    for band in bands(stored):
+        made[band] = _lab_band(stored[band], from_zero=from_zero)
+    return made
+
+
+def _lab_band(stored: NDArray[Any], *, from_zero: bool) -> NDArray[np.float32]:
+    """As `lab_to_srgb`; in whole levels."""
     full = int(np.iinfo(stored.dtype).max)
     step, half = (full + 1) // 256, (full + 1) // 2
     light = stored[:, :, 0].astype(np.float32) * (100 / full)
@@ -79,7 +91,7 @@ def lab_to_srgb(stored: NDArray[Any], *, from_zero: bool) -> Samples:
     curve = np.stack([middle + a / 500, middle, middle - b / 200], axis=2)
     xyz = np.where(curve > 6 / 29, curve**3, (curve - 4 / 29) * 3 * (6 / 29) ** 2) * _WHITE_XYZ
     linear = np.clip(xyz @ _TO_LINEAR.T, 0, 1)
-    return np.rint(_gamma(linear) * full).astype(stored.dtype)
+    return np.rint(_gamma(linear) * full)
 
 
 def _gamma(linear: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,11 +1,27 @@
 """Samples as `image.Samples` promises them: full range, straight alpha, the right way up."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.images.image import Samples
+
+
+_BAND_PIXELS = 2**17
+
+
+def bands(samples: NDArray[Any]) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of all of it in turn, whole rows unless they are very wide.
+
+    What is computed band by band takes little memory beside its result.
+    """
+    height, width = samples.shape[:2]
+    down, across = max(1, _BAND_PIXELS // width), min(width, _BAND_PIXELS)
+    for top in range(0, height, down):
+        for left in range(0, width, across):
+            yield slice(top, top + down), slice(left, left + across)
 
 
 def full_range(stored: NDArray[Any], highest: int) -> Samples:
@@ -16,7 +32,10 @@ def full_range(stored: NDArray[Any], highest: int) -> Samples:
         return stored.astype(dtype, copy=False)
     levels = (np.arange(highest + 1, dtype=np.uint64) * full + highest // 2) // highest
     # Levels that the depth cannot have, of a broken file, are the highest.
-    return levels.astype(dtype)[np.minimum(stored, highest)]
+    levels, made = levels.astype(dtype), np.empty(stored.shape, dtype)
+    for band in bands(stored):
+        made[band] = levels[np.minimum(stored[band], highest)]
+    return made
 
 
 def straight(samples: NDArray[Any]) -> Samples:
@@ -25,10 +44,14 @@ def straight(samples: NDArray[Any]) -> Samples:
     Under a transparent pixel nothing is left of the colour: it becomes black.
     """
     full = np.iinfo(samples.dtype).max
-    alpha = samples[:, :, -1:].astype(np.uint64)
-    colours = samples[:, :, :-1].astype(np.uint64)
-    divided = np.minimum((colours * full + alpha // 2) // np.maximum(alpha, 1), full)
-    return np.concatenate([divided.astype(samples.dtype), samples[:, :, -1:]], axis=2)
+    made = np.empty(samples.shape, samples.dtype)
+    for band in bands(samples):
+        alpha = samples[band][:, :, -1:].astype(np.uint32)
+        colours = samples[band][:, :, :-1].astype(np.uint32)  # 65,535 squared and a half fit
+        divided = np.minimum((colours * full + alpha // 2) // np.maximum(alpha, 1), full)
+        made[band][:, :, :-1] = divided
+        made[band][:, :, -1] = samples[band][:, :, -1]
+    return made
 
 
 def upright(samples: NDArray[Any], orientation: int) -> Samples:
