@@ -51,7 +51,8 @@ def _by_profile(inks: NDArray[Any], profile: bytes) -> Samples:
     )
     made = np.empty((*inks.shape[:2], 3), np.uint8)
     for band in bands(inks):
-        made[band] = transform.apply(PIL.Image.fromarray(eight_bit(inks[band]), "CMYK"))
+        opened = PIL.Image.fromarray(eight_bit(inks[band]), "CMYK")
+        made[band] = np.asarray(transform.apply(opened))
     return made
 
 

@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from pipeline.images.image import Samples
 
-
 _BAND_PIXELS = 2**17
 
 
@@ -32,7 +31,8 @@ def full_range(stored: NDArray[Any], highest: int) -> Samples:
         return stored.astype(dtype, copy=False)
     levels = (np.arange(highest + 1, dtype=np.uint64) * full + highest // 2) // highest
     # Levels that the depth cannot have, of a broken file, are the highest.
-    levels, made = levels.astype(dtype), np.empty(stored.shape, dtype)
+    levels = levels.astype(dtype)
+    made: NDArray[Any] = np.empty(stored.shape, dtype)
     for band in bands(stored):
         made[band] = levels[np.minimum(stored[band], highest)]
     return made
