@@ -10,7 +10,8 @@ from pipeline.errors import DecodeError
 from pipeline.images.image import Colour, Facts, Samples
 from pipeline.images.levels import full_range
 
-_COMMENT = re.compile(rb"#[^\r\n]*")
+# A comment, or else a group: whole words, not too many, as each of them becomes an object.
+_PIECE = re.compile(rb"#[^\r\n]*|([^#]{1,65000}[^\s#]*)")
 _NUMBER = re.compile(rb"(?:\s|#[^\r\n]*[\r\n])+(\d{1,9})")
 _KINDS: dict[int, tuple[Colour, str, int]] = {
     1: ("bilevel", "1", 1),
@@ -33,7 +34,7 @@ def samples(data: bytes, *, accept_truncated: bool) -> tuple[Samples, bool]:
     count = width * height * channels
     found: NDArray[Any]
     if kind <= 3:
-        found = _plain(data[start:], count, digits=kind == 1)
+        found = _plain(data, start, count, digits=kind == 1)
     elif kind == 4:
         count = height * ((width + 7) // 8)
         found = np.frombuffer(data[start : start + count], np.uint8)
@@ -49,7 +50,9 @@ def samples(data: bytes, *, accept_truncated: bool) -> tuple[Samples, bool]:
     if kind == 4:
         found = np.unpackbits(found.reshape(height, -1), axis=1, count=width)
     levels = full_range(found.reshape(height, width, channels), highest)
-    return (255 - levels if kind in (1, 4) else levels), bool(missing)  # a set bit is black
+    if kind in (1, 4):  # a set bit is black
+        np.subtract(255, levels, out=levels)
+    return levels, bool(missing)
 
 
 def rest(data: bytes) -> bytes:
@@ -77,14 +80,20 @@ def _header(data: bytes) -> tuple[int, int, int, int, int]:
     return kind, width, height, highest, at + 1
 
 
-def _plain(text: bytes, count: int, *, digits: bool) -> NDArray[np.uint16]:
-    """So many numbers, or as many as there are."""
-    text = _COMMENT.sub(b"", text)
-    if digits:  # of a bitmap, which need no space between them
-        text = bytes(text.translate(None, b" \t\r\n\v\f"))
-        found = np.frombuffer(text, np.uint8)[:count] - ord("0")
-    else:
-        found = np.array(text.split(maxsplit=count)[:count], np.uint32)
-    if len(found) and found.max() > (1 if digits else 65_535):
-        raise DecodeError("decode_failed", "characters that are no samples")
-    return found.astype(np.uint16)
+def _plain(data: bytes, start: int, count: int, *, digits: bool) -> NDArray[np.uint16]:
+    """So many numbers from there on, or as many as there are; at most 65,535, or 1 if digits."""
+    made, filled = np.zeros(count, np.uint16), 0
+    for piece in (found[1] for found in _PIECE.finditer(data, start) if found[1]):
+        if digits:  # of a bitmap, which need no space between them
+            text = piece.translate(None, b" \t\r\n\v\f")
+            found = np.frombuffer(text, np.uint8)[: count - filled] - ord("0")
+        else:
+            words = piece.split(maxsplit=count - filled)[: count - filled]
+            found = np.array(words, np.uint32)
+        if len(found) and found.max() > (1 if digits else 65_535):
+            raise DecodeError("decode_failed", "characters that are no samples")
+        made[filled : filled + len(found)] = found
+        filled += len(found)
+        if filled == count:
+            break
+    return made[:filled]
