@@ -36,7 +36,7 @@ from pipeline.images.image import Facts, Image, Metadata
 from pipeline.images.limits import check_kind, check_pages, check_size, held_bytes
 from pipeline.images.metadata import Provenance, derive
 from pipeline.images.page import Page
-from pipeline.images.sandbox import Sandbox
+from pipeline.images.sandbox import File, Sandbox
 from pipeline.logbook import Logbook
 from pipeline.models import zoo
 from pipeline.models.zoo import ModelSpec
@@ -168,26 +168,28 @@ class Worker:
                 there = self._delivery.there(item)
                 with log.timed("fetch"):
                     data = self._fetch(item, log)
-                sources = self._admit(data, item, log)
+                file = self._sandbox.file(data)
+                sources = self._admit(file, item, log)
                 held.enter_context(self._memory.held(self._bytes(len(data), sources, item)))
+                del data
             if self._delivery.is_made(item, log.source_sha256, there):
                 self._adopt(item, sources[0], log)
                 return
-            made = [self._page(data, index, visit, log) for index in range(len(sources))]
-            del data
+            made = [self._page(file, index, visit, log) for index in range(len(sources))]
+            del file
             pages = [page for page, _ in made]
             # Of several pages the one that agrees least with its source.
             log.add(**min((agrees for _, agrees in made), key=lambda one: one.psnr).columns())
             del made
             with self._codecs, log.timed("encode"):
-                file, lost = encode(pages, item.output_format, self._job.encode, self._job.policy)
+                result, lost = encode(pages, item.output_format, self._job.encode, self._job.policy)
             log.note(*lost)
             height, width = pages[0].samples.shape[:2]
             del pages
             with log.timed("publish"):
-                file, warnings = self._delivery.publish(item, log.source_sha256, file, there)
+                result, warnings = self._delivery.publish(item, log.source_sha256, result, there)
             log.note(*warnings)
-            log.made(file, item, width, height)
+            log.made(result, item, width, height)
 
     def _adopt(self, item: Item, facts: Facts, log: Logbook) -> None:
         """The row of a result that an earlier attempt published and did not live to report.
@@ -245,18 +247,18 @@ class Worker:
                 f"sha256 {log.source_sha256}, the manifest says {item.sha256} (sha256)",
             )
 
-    def _admit(self, data: bytes, item: Item, log: Logbook) -> tuple[Facts, ...]:
+    def _admit(self, file: File, item: Item, log: Logbook) -> tuple[Facts, ...]:
         """What the header says of each page. Raises ItemError if one of them is refused.
 
         The other frames of an animation, or of what a camera puts into a JPEG, are no pages.
         """
-        first = self._sandbox.probe(data)
+        first = file.probe()
         log.saw(first, item)
         count = first.frames if first.format == "tiff" else 1
         self._check_page(first, count, item)
         if count == 1:
             return (first,)
-        pages = self._sandbox.probe_pages(data)
+        pages = file.probe_pages()
         for page in pages:
             self._check_page(page, count, item)
         check_pages(self._sizes(pages), max_pixels=self._job.limits.max_output_pixels)
@@ -281,11 +283,11 @@ class Worker:
         return [self._final_size(one.width, one.height) for one in sources]
 
     def _page(
-        self, data: bytes, index: int, visit: "Visit", log: Logbook
+        self, file: File, index: int, visit: "Visit", log: Logbook
     ) -> tuple[Page, Consistency]:
         """One page upscaled, with what it will say, and how it agrees with its source."""
         with self._codecs, log.timed("decode"):
-            image = self._sandbox.decode(data, index)
+            image = file.decode(index)
         log.note(*image.warnings)
         if index == 0 and image.pixels.itemsize > 1:
             log.add(precision="fp32")  # 16 bits are more than a half-precision network has

@@ -2,8 +2,9 @@
 
 A thread cannot stop a decoder that holds the interpreter's lock, and one dead child fails every
 future of a process pool. So each child has a pipe of its own, on which a thread sends it a file and
-waits for the samples, no longer than `limits.decode_s`. A child that is late is killed, one that
-died is replaced, and either is an ItemError of the one file that it was given.
+waits for the samples, no longer than `limits.decode_s` for all that is read of the file. A child
+that is late is killed, one that died is replaced, and either is an ItemError of the one file that
+it was given.
 
 Headers are read there too: parsers of headers follow chains of pages, and WebP's takes memory for
 the whole picture.
@@ -21,7 +22,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pipeline.config import Limits, Policy
 from pipeline.errors import DecodeError, FatalError, ItemError, TooLargeError
@@ -70,6 +71,7 @@ class Sandbox:
         lifetime: requests after which a child is replaced, and with it what codecs leak and leave
         in pieces; a start takes as long as decoding 100 small pictures.
         """
+        self._limits = limits
         self._starter = _Starter(limits, policy, decoder)
         self._children = [_Child(self._starter, lifetime) for _ in range(count)]
         # Last in, first out: no more of them are started than the load needs.
@@ -78,21 +80,21 @@ class Sandbox:
             self._free.put(child)
         self._closed = False
 
+    def file(self, data: bytes) -> "File":
+        """A file, of which several things are to be read within one limit of time."""
+        return File(self._ask, data, self._limits)
+
     def probe(self, data: bytes, page: int = 0) -> Facts:
-        """What the header of a file says, of a TIFF's page. Errors as of `decode`."""
-        return self._ask(_Request({"do": "probe", "page": page}, data, wire.facts_of))
+        """What the header of a file says, of a TIFF's page. Errors as of `File.decode`."""
+        return self.file(data).probe(page)
 
     def probe_pages(self, data: bytes) -> tuple[Facts, ...]:
-        """What a file says of each of its pages. Errors as of `decode`."""
-        return self._ask(_Request({"do": "probe_pages"}, data, wire.pages_of))
+        """What a file says of each of its pages. Errors as of `File.decode`."""
+        return self.file(data).probe_pages()
 
     def decode(self, data: bytes, page: int = 0) -> Image:
-        """The picture, or one page, that a file holds. Waits for a free child.
-
-        Raises what the decoder raises; TooLargeError over `limits.decode_s` or
-        `limits.decode_bytes`; DecodeError if the child died; FatalError if none can be started.
-        """
-        return self._ask(_Request({"do": "decode", "page": page}, data, wire.image_of))
+        """The picture, or one page, that a file holds. Errors as of `File.decode`."""
+        return self.file(data).decode(page)
 
     def close(self) -> None:
         """Ends the children, each when it has answered."""
@@ -116,12 +118,57 @@ class Sandbox:
         return answer
 
 
+class File:
+    """What is read of one file; for one thread.
+
+    Each answer has `limits.decode_s`, and so have all of them together: else a file of a thousand
+    pages could take a thousand times as long. That is meant for any picture that is let in; so
+    pages that have more pixels than `limits.max_input_pixels` together have it for each so many.
+    """
+
+    def __init__(self, ask: "Callable[[_Request[Any]], Any]", data: bytes, limits: Limits) -> None:
+        self._ask, self._data, self._limits = ask, data, limits
+        self._time = _Time(limits.decode_s)
+
+    def probe(self, page: int = 0) -> Facts:
+        """What the header says, of a TIFF's page. Errors as of `decode`."""
+        return self._answer({"do": "probe", "page": page}, wire.facts_of)
+
+    def probe_pages(self) -> tuple[Facts, ...]:
+        """What is said of each page. Errors as of `decode`."""
+        pages = self._answer({"do": "probe_pages"}, wire.pages_of)
+        pixels = sum(page.width * page.height for page in pages)
+        share = max(1, pixels / self._limits.max_input_pixels)
+        self._time.limit = self._limits.decode_s * share
+        return pages
+
+    def decode(self, page: int = 0) -> Image:
+        """The picture, or one page. Waits for a free child.
+
+        Raises what the decoder raises; TooLargeError over `limits.decode_s` or
+        `limits.decode_bytes`; DecodeError if the child died; FatalError if none can be started.
+        """
+        return self._answer({"do": "decode", "page": page}, wire.image_of)
+
+    def _answer(self, head: Head, read: Callable[[Head, Samples | None], T]) -> T:
+        return self._ask(_Request(head, self._data, read, self._time))
+
+
+@dataclass(slots=True)
+class _Time:
+    """Seconds that children may have for one file, and have had."""
+
+    limit: float
+    used: float = 0
+
+
 @dataclass(frozen=True, slots=True)
 class _Request(Generic[T]):
     head: Head
     data: bytes
     read: Callable[[Head, Samples | None], T]
     """Makes of an answer what it says. Raises ValueError and the like if it says nothing."""
+    time: _Time
 
 
 class _Child:
@@ -216,14 +263,18 @@ class _Process:
 
     def ask(self, request: _Request[T]) -> T | ItemError:
         """Raises ItemError if the process is good for nothing any more."""
-        start = time.monotonic()
+        start, allowed = time.monotonic(), request.time
+        left = min(self._limits.decode_s, allowed.limit - allowed.used)
         try:
-            self._patience(socket.SO_SNDTIMEO, self._limits.decode_s)
+            self._patience(socket.SO_SNDTIMEO, left)
             wire.send(self._pipe, request.head, request.data)
-            head, samples = self._receive(start + self._limits.decode_s)
+            head, samples = self._receive(start + left)
             answer = wire.error_of(head) or request.read(head, samples)
         except BlockingIOError as error:
-            raise self._late(f"{time.monotonic() - start:.1f} s") from error
+            took = time.monotonic() - start
+            if left < self._limits.decode_s:
+                raise self._late_in_all(took, allowed) from error
+            raise self._late(f"{took:.1f} s") from error
         except (OSError, EOFError) as error:
             raise self._verdict(len(request.data)) from error
         except MemoryError as error:
@@ -232,6 +283,8 @@ class _Process:
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             message = f"the decoder's answer is none ({type(error).__name__}: {error})"
             raise DecodeError("decoder_crash", message) from error
+        finally:
+            allowed.used += time.monotonic() - start
         self.answered += 1
         return answer
 
@@ -288,6 +341,11 @@ class _Process:
     def _late(self, took: str) -> ItemError:
         message = f"not decoded after {took}, limit {self._limits.decode_s:g} s (limits.decode_s)"
         return TooLargeError("decode_timeout", message)
+
+    def _late_in_all(self, took: float, allowed: _Time) -> ItemError:
+        message = f"{allowed.used + took:.1f} s for all that was read of it"
+        limit = f"limit {allowed.limit:g} s (limits.decode_s, for limits.max_input_pixels or less)"
+        return TooLargeError("decode_timeout", f"{message}, {limit}")
 
 
 def _popen() -> tuple["subprocess.Popen[bytes]", socket.socket]:

@@ -77,6 +77,10 @@ def hang(rest):
     ctypes.PyDLL(None).sleep(1000)
 
 
+def slow(rest):
+    time.sleep(float(rest))
+
+
 def closes(rest):
     """Its pipe, and lives on."""
     os.closerange(3, 100)

@@ -129,6 +129,31 @@ def test_a_decoder_that_hangs_is_killed(impatient):
     assert impatient.probe(b"good:") == hostile.FACTS
 
 
+def test_all_that_is_read_of_a_file_has_one_limit_of_time():
+    with closing(Sandbox(1, Limits(decode_s=1), Policy(), decoder="hostile")) as sandbox:
+        file = sandbox.file(b"slow:0.4")
+        file.probe()
+        with pytest.raises(TooLargeError, match=r"limit 1 s \(limits.decode_s") as caught:
+            [file.decode(page) for page in range(2)]
+        assert caught.value.code == "decode_timeout"
+        assert failure(file, 0).code == "decode_timeout"
+        assert sandbox.file(b"slow:0.4").probe() == hostile.FACTS
+
+
+def test_pages_have_time_for_their_pixels():
+    pixels = hostile.FACTS.width * hostile.FACTS.height
+    limits = Limits(decode_s=2, max_input_pixels=pixels)
+    with closing(Sandbox(1, limits, Policy(), decoder="hostile")) as sandbox:
+        file = sandbox.file(b"slow:0.8")
+        assert len(file.probe_pages()) == 3
+        for page in range(3):
+            assert file.decode(page).pixels.max() == page
+        many = sandbox.file(b"slow:0.8")
+        many.probe_pages()
+        with pytest.raises(TooLargeError, match=r"limit 6 s \(limits.decode_s, for limits.max_in"):
+            [many.decode(page) for page in range(7)]
+
+
 @pytest.mark.parametrize(
     "answer",
     [
