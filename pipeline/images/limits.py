@@ -18,6 +18,24 @@ _MANY_PAGES = {"tiff"}
 _ENCODER = {"png": (2**23, 0), "tiff": (2**23, 0), "jpeg": (2**23, 8), "webp": (2**23, 16)}
 _LOSSLESS_WEBP = (2**23, 44)
 
+# Bytes of a decoder for each byte of its samples, and for each sample and pixel beside them, the
+# samples themselves and their turn upright included. Pillow holds RGB in 4 bytes a pixel, and hands
+# samples out by way of two copies; libtiff's way is through it, too. OpenJPEG holds a sample in 4
+# bytes. Plain Netpbm is read into 16 bits.
+_DECODER = {
+    "png": (2, 0, 0),
+    "pnm": (4, 0, 0),
+    "tiff": (5, 0, 0),
+    "jpeg": (4, 0, 0),
+    "jpeg2000": (2, 6, 0),
+    "webp": (0, 0, 28),
+    "gif": (0, 0, 16),
+    "bmp": (0, 0, 16),
+}
+# Of the steps of a large picture, in bands: `levels.bands`, and of lines in `read_png`. Lab's take
+# most for each pixel.
+_BAND, _BAND_PIXEL = 2**24, 128
+
 
 def check_size(format: str, width: int, height: int, *, max_pixels: int) -> None:
     """Raises TooLargeError if a result of this size cannot be written, before it is computed.
@@ -82,6 +100,15 @@ def encoder_bytes(format: str, width: int, height: int, *, channels: int, lossle
     return fixed + each * width * height
 
 
+def decoder_bytes(source: "Facts") -> int:
+    """Memory that a child of the sandbox takes at most, beside the file: measured."""
+    samples, each_sample, each_pixel = _DECODER[source.format]
+    pixels = source.width * source.height
+    channels = max(source.channels, 4 if source.colour in ("cmyk", "ycck") else 0)  # as stored
+    each = (samples * source.sample_bytes + each_sample) * channels + each_pixel
+    return each * pixels + min(_BAND, _BAND_PIXEL * pixels)
+
+
 def held_bytes(
     file_bytes: int,
     sources: "Sequence[Facts]",
@@ -96,10 +123,11 @@ def held_bytes(
     One page is decoded and upscaled after the other, so the largest of them counts. The results
     are all there when they are encoded.
     """
-    # The samples twice in the sandbox and once here, where the result is compared with them.
-    source = max(one.width * one.height * one.channels * one.sample_bytes for one in sources)
-    results = encoder = 0
+    source = results = encoder = 0
     for one, (width, height) in zip(sources, sizes, strict=True):
+        # The samples are here, too, where the result is compared with them.
+        samples = one.width * one.height * one.channels * one.sample_bytes
+        source = max(source, samples + decoder_bytes(one))
         # Grays of a palette become RGB, beside themselves, if their profile is one of RGB.
         grays = one.colour == "palette" and one.channels < 3
         channels = 2 * one.channels + 2 if grays else one.channels
@@ -109,4 +137,4 @@ def held_bytes(
     # A file as large as its samples, which noise makes it. A PNG's is copied when it is given its
     # metadata; those of JPEG and WebP are smaller than what their encoders give back by then.
     files = 2 if format == "png" else 1
-    return 2 * file_bytes + 3 * source + (1 + files) * results + encoder
+    return 2 * file_bytes + source + (1 + files) * results + encoder

@@ -1,5 +1,6 @@
 """What a format cannot hold is refused by numbers alone, and the message says what to do."""
 
+import platform
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,7 +10,14 @@ import pytest
 from pipeline.errors import ItemError
 from pipeline.images.encode import CONTENT_TYPES
 from pipeline.images.image import Facts
-from pipeline.images.limits import check_kind, check_pages, check_size, encoder_bytes, held_bytes
+from pipeline.images.limits import (
+    check_kind,
+    check_pages,
+    check_size,
+    decoder_bytes,
+    encoder_bytes,
+    held_bytes,
+)
 
 
 def test_sizes_over_a_limit_name_both_numbers_and_the_knob():
@@ -56,13 +64,13 @@ def test_one_source_at_a_time_and_all_results_are_counted():
     deep = replace(large, bit_depth=16)
     sizes = [(40, 40), (80, 80)]
     fixed = encoder_bytes("tiff", 1, 1, channels=3, lossless=False)
+    source = 3 * 20**2 + decoder_bytes(large)
     both = held_bytes(1000, [small, large], sizes, "tiff", lossless=False)
-    assert both == 2 * 1000 + 3 * 3 * 20**2 + 2 * 3 * (40**2 + 80**2) + fixed
+    assert both == 2 * 1000 + source + 2 * 3 * (40**2 + 80**2) + fixed
     one = held_bytes(1000, [large], sizes[1:], "png", lossless=False)
-    assert one == 2 * 1000 + 3 * 3 * 20**2 + 3 * 3 * 80**2 + fixed
-    assert held_bytes(0, [deep], sizes[1:], "png", lossless=False) - fixed == 2 * (
-        one - 2000 - fixed
-    )
+    assert one == 2 * 1000 + source + 3 * 3 * 80**2 + fixed
+    more = held_bytes(1000, [deep], sizes[1:], "png", lossless=False) - one
+    assert more == 3 * 20**2 + decoder_bytes(deep) - decoder_bytes(large) + 3 * 3 * 80**2
     webp = [held_bytes(0, [large], sizes[1:], "webp", lossless=way) for way in (False, True)]
     assert webp[1] - webp[0] == (44 - 16) * 80**2
 
@@ -114,3 +122,91 @@ def test_encoders_take_no_more_memory_than_they_say():
         side, channels, lossless, taken = map(int, numbers)
         said = encoder_bytes(kind, side, side, channels=channels, lossless=bool(lossless))
         assert taken <= said, line
+
+
+DECODERS = """
+import ctypes
+import gc
+import io
+import imagecodecs
+import numpy as np
+import PIL.Image
+import tifffile
+from pipeline.config import Limits, Policy
+from pipeline.images.decode import decode
+from pipeline.images.limits import decoder_bytes
+
+SIDE = 1000
+POLICY = Policy(colour="convert")
+
+def status(key):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+def picture(channels, kind="u1", side=SIDE):
+    waves = np.sin(np.arange(side) / 17)[:, None] * np.cos(np.arange(side) / 23)
+    grain = np.random.default_rng(0).normal(0, 0.01, (side, side, channels))
+    levels = (0.5 + 0.4 * waves[..., None] + grain).clip(0, 1) * np.iinfo(kind).max
+    return levels.astype(kind).squeeze()
+
+def saved(kind, channels, side, mode=None, **said):
+    file = io.BytesIO()
+    opened = PIL.Image.fromarray(picture(channels, side=side), mode)
+    (opened.quantize(99) if mode == "RGB" else opened).save(file, kind, **said)
+    return file.getvalue()
+
+def tiff(channels, kind, side, **said):
+    file = io.BytesIO()
+    tifffile.imwrite(file, picture(channels, kind, side), **said)
+    return file.getvalue()
+
+turned = PIL.Image.Exif()
+turned[274] = 6
+rgb, premultiplied = {"photometric": "rgb"}, {"photometric": "rgb", "extrasamples": ["assocalpha"]}
+premultiplied["extratags"] = [(274, 3, 1, 6, True)]
+one_strip = {"compression": "lzw", "rowsperstrip": SIDE}
+for make in (
+    lambda side: imagecodecs.png_encode(picture(3, "u1", side)),
+    lambda side: imagecodecs.png_encode(picture(4, "u2", side)),
+    lambda side: saved("PNG", 3, side, exif=turned),
+    lambda side: saved("PNG", 3, side, "RGB", transparency=1),
+    lambda side: saved("JPEG", 3, side, exif=turned),
+    lambda side: saved("JPEG", 1, side),
+    lambda side: saved("JPEG", 4, side, "CMYK"),
+    lambda side: saved("WEBP", 3, side),
+    lambda side: saved("WEBP", 4, side, lossless=True),
+    lambda side: saved("BMP", 3, side),
+    lambda side: saved("BMP", 4, side),
+    lambda side: saved("GIF", 3, side, "RGB"),
+    lambda side: saved("JPEG2000", 1, side),
+    lambda side: imagecodecs.jpeg2k_encode(picture(4, "u1", side), level=0),
+    lambda side: imagecodecs.jpeg2k_encode(picture(3, "u2", side), level=0),
+    lambda side: tiff(4, "u1", side, **premultiplied),
+    lambda side: tiff(4, "u2", side, **premultiplied),
+    lambda side: tiff(3, "u1", side, **rgb, **one_strip),
+    lambda side: tiff(4, "u1", side, photometric="separated", **one_strip),
+    lambda side: tiff(4, "u2", side, photometric="separated"),
+    lambda side: tiff(3, "u2", side, photometric="cielab"),
+    lambda side: b"P2 %d %d 9 " % (side, side) + b"7 " * side**2,
+    lambda side: b"P6 %d %d 200 " % (side, side) + bytes(3 * side**2),
+):
+    decode(make(40), Limits(), POLICY)
+    data = make(SIDE)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed before would be taken again, unseen
+    open("/proc/self/clear_refs", "w").write("5")
+    before = status("VmRSS:")
+    facts = decode(data, Limits(), POLICY).facts
+    print(status("VmHWM:") - before, decoder_bytes(facts), facts)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="measured by what glibc gives back")
+def test_decoders_take_no_more_memory_than_they_say():
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", DECODERS], capture_output=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.decode().splitlines()
+    assert len(lines) == 23
+    for line in lines:
+        taken, said, _ = line.split(maxsplit=2)
+        assert int(said) / 20 < int(taken) <= int(said), line
