@@ -253,4 +253,6 @@ def _by_libtiff(data: bytes, index: int) -> Samples:
         PIL.TiffImagePlugin.TiffImageFile(io.BytesIO(data)) as opened,
     ):
         opened.seek(index)
+        # Pillow turns a page by its tag or its XMP as it loads it; `decode` turns every picture.
+        opened.getexif()[_ORIENTATION] = 1
         return np.asarray(opened.convert("RGB"), np.uint8)

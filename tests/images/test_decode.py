@@ -573,6 +573,46 @@ def test_16_bits_are_turned_like_8(orientation):
         np.testing.assert_array_equal(read(data).pixels, wanted)
 
 
+def turned_tiff(name, height, width, orientation):
+    """Soft colours, packed in a way that libtiff decodes."""
+    rows, columns = np.mgrid[:height, :width]
+    stored = np.stack([4 * rows, 4 * columns, 2 * (rows + columns)], 2).astype(np.uint8)
+    if name == "old JPEG":
+        return old_jpeg(stored, orientation)
+    ycbcr = PIL.Image.fromarray(stored).convert("YCbCr")
+    return saved(ycbcr, "TIFF", compression="tiff_lzw", tiffinfo={274: orientation})
+
+
+def old_jpeg(stored, orientation):
+    """Compression 6: a JPEG file within the TIFF, to which tag 513 points."""
+    height, width = stored.shape[:2]
+    jpeg = saved(PIL.Image.fromarray(stored), "JPEG", quality=95, subsampling=0)
+    tags = {256: width, 257: height, 258: 8, 259: 6, 262: 6, 274: orientation, 277: 3}
+    tags |= {278: height, 279: len(jpeg), 513: 0, 514: len(jpeg), 273: 0}
+    start = 8 + 2 + 12 * len(tags) + 4
+    tags |= {513: start, 273: start}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, tags[tag]) for tag in sorted(tags))
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + bytes(4) + jpeg
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("size", [(24, 40), (32, 32)])
+@pytest.mark.parametrize("name", ["YCbCr", "old JPEG"])
+def test_what_libtiff_decodes_is_turned_once(name, size, orientation):
+    """Pillow turns such a page on its own."""
+    stored = read(turned_tiff(name, *size, 1)).pixels
+    image = read(turned_tiff(name, *size, orientation))
+    assert image.facts.orientation == orientation
+    np.testing.assert_array_equal(image.pixels, levels.upright(stored, orientation))
+
+
+def test_a_tiff_is_not_turned_by_its_xmp():
+    soft = gradient.resize((40, 24)).convert("YCbCr")
+    said = {700: b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'}
+    bare, turned = (saved(soft, "TIFF", compression="tiff_lzw", tiffinfo=i) for i in ({}, said))
+    np.testing.assert_array_equal(read(turned).pixels, read(bare).pixels)
+
+
 def test_what_a_file_says_beside_its_samples_comes_with_them():
     said = {"exif": camera.exif(orientation=6), "xmp": camera.XMP, "iptc": camera.IPTC}
     bare = saved(picture(30, 40, 3), "JPEG")
