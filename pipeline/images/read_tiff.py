@@ -40,6 +40,7 @@ _COLOURS: dict[int, tuple[Colour, str, int]] = {
     8: ("lab", "LAB", 3),
     9: ("lab", "LAB", 3),
 }
+_CHANNELS = {"gray": 1, "bilevel": 1}
 _ALPHAS: dict[int, Alpha] = {_ASSOCIATED: "premultiplied", _UNASSOCIATED: "straight"}
 _SAMPLE_KINDS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex floating-point"}
 
@@ -81,7 +82,8 @@ def _facts(found: _Page) -> Facts:
         colour, mode = "bilevel", "1"
     place, _ = _extra(tags)
     alpha = _ALPHAS[tags.numbers(_EXTRA)[place]] if place is not None else "none"
-    channels = {"gray": 1, "bilevel": 1, "palette": _palette(tags)[1]}.get(colour, 3)
+    # A palette beside other colours means nothing, and may be broken.
+    channels = _palette(tags)[1] if colour == "palette" else _CHANNELS.get(colour, 3)
     turned = tags.number(_ORIENTATION, 1)
     return Facts(
         "tiff",
@@ -232,14 +234,12 @@ def _extra(tags: Directory) -> tuple[int | None, int]:
 
 def _palette(tags: Directory) -> tuple[NDArray[np.uint8], int]:
     """(2 ** bits, 1 or 3) and the last. Some writers fill 8 of the 16 bits; the rest is noise."""
-    levels = np.array(tags.numbers(_PALETTE), np.uint16)
-    count = 2 ** min(tags.number(_BITS, 1), 8)
-    colours = np.zeros((3, count), np.uint16)
-    if _colour(tags)[0] == "palette":
-        if levels.size != colours.size:
-            message = f"a palette of {levels.size} numbers, {colours.size} are needed"
-            raise DecodeError("decode_failed", message)
-        colours = levels.reshape(3, count)
+    numbers = tags.numbers(_PALETTE)
+    count = 2 ** _bits(tags)
+    if len(numbers) != 3 * count or not 0 <= min(numbers) <= max(numbers) <= 65_535:
+        message = f"a palette of {len(numbers)} numbers, {3 * count} of 16 bits are needed"
+        raise DecodeError("decode_failed", message)
+    colours = np.array(numbers, np.uint16).reshape(3, count)
     if colours.max() > 255:
         colours = colours >> 8
     channels = 1 if (colours == colours[0]).all() else 3

@@ -249,6 +249,16 @@ def test_tiff_palettes_of_16_and_of_8_bits():
         assert image.facts.colour == "palette"
 
 
+def test_a_palette_beside_other_colours_means_nothing():
+    pixels = noise(4, 5, 3)
+    for numbers in ((70_000,) * 768, (1, 2, 3)):
+        stray = [(320, 4, len(numbers), numbers, True)]
+        data = tiff(pixels, photometric="rgb", extratags=stray)
+        np.testing.assert_array_equal(read(data).pixels, pixels)
+        with pytest.raises(ItemError, match=rf"a palette of {len(numbers)} numbers, 768 of 16 "):
+            read(tiff(pixels[:, :, 0], photometric="palette", extratags=stray))
+
+
 def test_a_palette_without_colours_is_no_facts_of_a_picture():
     whole = WHOLE["jp2"]
     palette = struct.pack(">I4sHB", 11, b"pclr", 1, 0)
