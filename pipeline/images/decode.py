@@ -170,7 +170,8 @@ def _decoded(data: bytes, facts: Facts, page: int, *, accept: bool) -> _Decoded:
     # The decoders of these formats do not always mind.
     whole = facts.format not in _IS_WHOLE or _IS_WHOLE[facts.format](data)
     if not whole and not accept:
-        raise DecodeError("decode_failed", f"the file ends too soon ({len(data):,} bytes)")
+        message = f"the file ends too soon, or has a gap ({len(data):,} bytes)"
+        raise DecodeError("decode_failed", message)
     if facts.format == "jpeg2000":
         return _Decoded(jpeg2000.samples(data, facts), not whole)
     if facts.format == "jpeg":

@@ -1,8 +1,10 @@
-"""JPEG's segments: what its header says, and whether its end is there."""
+"""JPEG's segments: what its header says, and whether all its samples are there."""
 
 import re
 import struct
 from collections.abc import Iterator
+
+import simplejpeg
 
 from pipeline.errors import DecodeError
 from pipeline.images import ifd
@@ -16,6 +18,8 @@ _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _SOS, _EOI, _APP1, _APP2, _APP14 = 0xDA, 0xD9, 0xE1, 0xE2, 0xEE
 # In coded samples FF 00 is a sample's byte, FF D0 to FF D7 are restarts, FF FF is padding.
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+# What libjpeg says where it makes samples up. Bytes left over it mentions too: cameras write them.
+_GAP = re.compile(r"premature end|bad Huffman code|bad arithmetic code|found marker")
 
 
 def segments(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -33,12 +37,28 @@ def segments(data: bytes) -> Iterator[tuple[int, bytes]]:
         at += length
 
 
-def is_whole(data: bytes) -> bool:
-    """Whether the picture's end is marked: decoders go on in gray where it is missing."""
+def is_whole(data: bytes, tables: bytes | None = None) -> bool:
+    """Whether the picture's end is marked, and no data are missing before: decoders go on in gray.
+
+    tables: a TIFF's, which stand before its strips and tiles, as a JPEG of their own.
+    """
     try:
-        return any(marker == _EOI for marker, _ in segments(data))
+        ended = any(marker == _EOI for marker, _ in segments(data))
     except struct.error:
         return False
+    return ended and not _has_gap(tables[: -len(END)] + data[2:] if tables else data)
+
+
+def _has_gap(data: bytes) -> bool:
+    """Decodes all data, to an eighth of the size, as Pillow and imagecodecs hold warnings back.
+
+    Nothing is known of what this binding does not read, as are 12 bits.
+    """
+    try:
+        simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, min_factor=8, strict=True)
+    except ValueError as error:
+        return bool(_GAP.search(str(error)))
+    return False
 
 
 def facts(data: bytes) -> Facts:

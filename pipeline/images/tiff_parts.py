@@ -65,10 +65,12 @@ def _decode(
     part = data[start : start + size]
     is_whole = _IS_WHOLE.get(page.compression)
     whole = 0 < size == len(part) and (is_whole is None or is_whole(part))
+    if whole and page.compression == _JPEG:
+        whole = jpeg.is_whole(part, page.jpegtables)
     if not whole and accept and part:
         part = part + jpeg.END if page.compression == _JPEG else part.ljust(size, b"\0")
     elif not whole:
-        message = f"part {index} lies at byte {start:,} with {size:,} bytes"
+        message = f"part {index}, perhaps with a gap, lies at byte {start:,} with {size:,} bytes"
         raise DecodeError(
             "decode_failed", f"the file ends too soon: {message}, of {len(data):,} in all"
         )
@@ -95,7 +97,6 @@ def _is_whole_lzw(part: bytes) -> bool:
 
 _IS_WHOLE: dict[int, Callable[[bytes], bool]] = {
     _LZW: _is_whole_lzw,
-    _JPEG: jpeg.is_whole,
     **dict.fromkeys(_JPEG_2000, jpeg2000.is_whole),
     _WEBP: webp.is_whole,
 }

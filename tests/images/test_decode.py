@@ -722,6 +722,40 @@ def test_files_whose_end_is_blank_are_failures(name):
         assert code(whole[:cut] + bytes(len(whole) - cut)) == "decode_failed", share
 
 
+def with_a_gap(file, part):
+    """The file without a fifth of its part, which is coded samples; as long as before."""
+    at, size = file.index(part), len(part)
+    less = part[: size // 2] + part[size // 2 + size // 5 : -2]
+    return file[:at] + less + b"\xff\xd9" + bytes(size - len(less) - 2) + file[at + size :]
+
+
+@pytest.mark.parametrize("kind", ["plain", "progressive", "restarts", "cmyk", "tiff"])
+def test_a_jpeg_with_a_gap_is_a_failure(kind):
+    """Its end is marked, and the decoder went on in gray."""
+    options = {"progressive": {"progressive": True}, "restarts": {"restart_marker_rows": 2}}
+    soft = gradient.resize((200, 150)).convert("CMYK" if kind == "cmyk" else "RGB")
+    if kind == "tiff":
+        whole = tiff(np.asarray(soft), photometric="ycbcr", compression="jpeg", tile=(160, 208))
+        with tifffile.TiffFile(io.BytesIO(whole)) as opened:
+            page = opened.pages[0]
+            start, size = page.dataoffsets[0], page.databytecounts[0]
+        part = whole[start : start + size]
+    else:
+        whole = saved(soft, "JPEG", quality=90, **options.get(kind, {}))
+        part = whole[whole.rindex(b"\xff\xda") if kind == "plain" else len(whole) // 3 :]
+    assert read(whole, colour="convert").pixels.shape == (150, 200, 3)
+    file = with_a_gap(whole, part)
+    assert code(file, colour="convert") == "decode_failed"
+    image = read(file, colour="convert", truncated="accept")
+    assert "truncated_accepted" in image.warnings
+
+
+def test_bytes_left_over_in_a_jpeg_are_no_gap():
+    whole = WHOLE["jpeg"]
+    image = read(whole[:-2] + bytes(40) + whole[-2:])
+    np.testing.assert_array_equal(image.pixels, read(whole).pixels)
+
+
 def test_what_is_blank_is_taken_if_asked_for():
     for name in ("webp", "jp2", "tiff webp soft"):
         whole = (WHOLE | STRIPS)[name]
