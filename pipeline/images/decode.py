@@ -25,6 +25,7 @@ from pipeline.images import (
     colour,
     gif,
     header,
+    image,
     jpeg,
     jpeg2000,
     levels,
@@ -94,8 +95,10 @@ def decode(data: bytes, limits: Limits, policy: Policy, *, page: int = 0) -> Ima
             samples = levels.straight(samples)
         if said.dpi and facts.orientation > 4:
             said = replace(said, dpi=said.dpi[::-1])
+        pixels = levels.upright(samples, facts.orientation)
+        image.check(pixels, facts)
         return Image(
-            pixels=levels.upright(samples, facts.orientation),
+            pixels=pixels,
             facts=facts,
             metadata=said,
             warnings=(

@@ -91,3 +91,16 @@ class Image:
     def height(self) -> int:
         """Pixels, the right way up."""
         return self.pixels.shape[0]
+
+
+def check(pixels: Samples, facts: Facts) -> None:
+    """Raises ValueError where a picture the right way up is not what its header said.
+
+    Inks may have come from 16 bits to 8: ImageCms knows no others.
+    """
+    stored = facts.height, facts.width
+    wanted = (*(stored[::-1] if facts.orientation > 4 else stored), facts.channels)
+    inks = facts.colour in ("cmyk", "ycck") and pixels.itemsize == 1
+    if pixels.shape != wanted or (pixels.itemsize != facts.sample_bytes and not inks):
+        message = f"{pixels.shape} samples of {8 * pixels.itemsize} bits"
+        raise ValueError(f"{message}, not {wanted} of {8 * facts.sample_bytes}")

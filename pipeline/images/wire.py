@@ -10,12 +10,12 @@ import socket
 import struct
 from base64 import b64decode, b64encode
 from dataclasses import fields, is_dataclass
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 
 from pipeline.errors import CODES, ItemError
-from pipeline.images.image import Facts, Image, Metadata, Samples
+from pipeline.images.image import Alpha, Colour, Facts, Image, Metadata, Samples, check
 
 Head = dict[str, Any]
 
@@ -76,10 +76,13 @@ def pages_of(head: Head, samples: Samples | None) -> tuple[Facts, ...]:
 
 def image_of(head: Head, samples: Samples | None) -> Image:
     """The answer to `decode`."""
-    if samples is None or samples.ndim != 3 or not 1 <= samples.shape[2] <= 4:
+    if samples is None:
         raise ValueError("no samples")
-    head["facts"], head["metadata"] = _facts(head["facts"]), Metadata(**head["metadata"])
-    return Image(pixels=samples, **head)
+    facts, said, warnings = _facts(head["facts"]), _metadata(head["metadata"]), head["warnings"]
+    check(samples, facts)
+    if type(warnings) is not tuple or not all(type(code) is str for code in warnings):
+        raise TypeError("warnings that are no codes")
+    return Image(samples, facts, said, warnings)
 
 
 def error_of(head: Head) -> ItemError | None:
@@ -96,8 +99,25 @@ def _facts(said: Head) -> Facts:
     """What is computed with has to be numbers that there can be."""
     found = Facts(**said)
     counted = (found.width, found.height, found.frames, found.channels, found.bit_depth)
+    numbers = (*counted, found.orientation)
+    if {*map(type, numbers)} != {int} or {type(found.format), type(found.mode)} != {str}:
+        raise TypeError(f"no picture is {said}")
+    if found.colour not in get_args(Colour) or found.alpha not in get_args(Alpha):
+        raise ValueError(f"no picture is {found.colour}, {found.alpha}")
     if min(counted) < 1 or found.channels > 4 or found.orientation not in range(1, 9):
         raise ValueError(f"no picture has {counted}, {found.orientation}")
+    return found
+
+
+def _metadata(said: Head) -> Metadata:
+    found = Metadata(**said)
+    blocks = {type(block) for block in (found.icc_profile, found.exif, found.xmp, found.iptc)}
+    if blocks - {bytes, type(None)}:
+        raise TypeError("metadata that are no bytes")
+    if found.dpi is not None:
+        across, down = found.dpi
+        if not (math.isfinite(across) and math.isfinite(down) and min(across, down) > 0):
+            raise ValueError(f"{found.dpi} pixels an inch")
     return found
 
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 
@@ -35,8 +36,10 @@ def decode(data, limits, policy, *, page=0):
     found = globals()[what.decode()](rest)
     _seen.append(what)
     if found is None:
-        found = np.full((4, 5, 3), page, np.uint16)
-    return Image(found, FACTS, METADATA, WARNINGS)
+        found = np.full((5, 4, 3), page, np.uint16)
+    width, height, channels = found.shape  # as stored: it lies on its side
+    facts = replace(FACTS, width=width, height=height, channels=channels)
+    return Image(found, facts, METADATA, WARNINGS)
 
 
 def good(rest):

@@ -22,6 +22,7 @@ import pytest
 
 from pipeline.config import Limits, Policy
 from pipeline.errors import DecodeError, FatalError, ItemError, TooLargeError
+from pipeline.images import wire
 from pipeline.images.decode import decode, probe
 from pipeline.images.sandbox import Sandbox
 from pipeline.images.wire import FRAME
@@ -88,7 +89,7 @@ def test_everything_that_a_picture_is_arrives(sandbox):
     assert (found.facts, found.metadata) == (hostile.FACTS, hostile.METADATA)
     assert found.warnings == hostile.WARNINGS
     assert found.pixels.dtype == np.uint16
-    assert np.array_equal(found.pixels, np.full((4, 5, 3), 7))
+    assert np.array_equal(found.pixels, np.full((5, 4, 3), 7))
     assert sandbox.probe(b"good:") == hostile.FACTS
     assert sandbox.probe_pages(b"good:") == (hostile.FACTS,) * 3
     for ask in (b"columns:", b"large:5000000"):
@@ -179,7 +180,13 @@ def test_no_answer_of_a_child_does_more_than_fail_its_file(sandbox, answer):
     assert failure(sandbox, b"garbage:" + answer).code == "decoder_crash"
 
 
-@pytest.mark.parametrize("said", ["width=0", "height='x'", "channels=5", "orientation=9", "pages"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        *("width=0", "height='x'", "channels=5", "orientation=9", "pages"),
+        *("width=1.5", "frames=True", "mode=1", "format=None", "colour='red'", "alpha=[]"),
+    ],
+)
 def test_no_facts_are_taken_that_no_picture_has(sandbox, said):
     pages, (name, _, value) = [], said.partition("=")
     if value:
@@ -189,6 +196,48 @@ def test_no_facts_are_taken_that_no_picture_has(sandbox, said):
     for read in ("probe", "probe_pages"):
         found = failure(sandbox, b"garbage:" + FRAME.pack(len(head), 0) + head, read)
         assert found.code == "decoder_crash"
+
+
+def an_image(**wrong):
+    """The head of a child's answer of one gray pixel."""
+    facts = {f.name: getattr(hostile.FACTS, f.name) for f in fields(hostile.FACTS)}
+    facts |= {"width": 1, "height": 1, "channels": 1, "bit_depth": 8}
+    head = {"facts": facts | wrong.pop("facts", {}), "metadata": {}, "warnings": []}
+    head |= {"samples": {"shape": [1, 1, 1], "dtype": "uint8"}} | wrong
+    return json.dumps(head).encode()
+
+
+def taken(said):
+    head = wire.read(said)
+    return wire.image_of(head, wire.samples_of(head, 1))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"facts": {"width": 9}},
+        {"facts": {"channels": 4}},
+        {"facts": {"bit_depth": 16}},
+        *({"metadata": {"exif": value}} for value in ("text", 1, [1])),
+        *({"metadata": {"dpi": value}} for value in ("x", [1], [1, "x"], [0, 1], [1e999, 1])),
+        *({"warnings": value} for value in ([1], "text", None, {"a": 1})),
+        {"samples": {"shape": [1, 1], "dtype": "uint8"}},
+    ],
+)
+def test_no_picture_is_taken_that_is_not_what_its_facts_say(wrong):
+    assert taken(an_image()).pixels.shape == (1, 1, 1)
+    with pytest.raises((ValueError, TypeError)):
+        taken(an_image(**wrong))
+
+
+def test_a_picture_that_is_not_what_its_facts_say_costs_one_file(sandbox):
+    for wrong, found in ({}, None), ({"metadata": {"exif": "text"}}, "decoder_crash"):
+        said = an_image(**wrong)
+        answer = b"garbage:" + FRAME.pack(len(said), 1) + said + b"\7"
+        if found:
+            assert failure(sandbox, answer).code == found
+        else:
+            assert sandbox.decode(answer).pixels.tolist() == [[[7]]]
 
 
 def test_what_an_earlier_file_did_is_not_blamed_on_the_next(sandbox):
