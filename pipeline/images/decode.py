@@ -5,6 +5,7 @@ means that this one file is broken, and is an error with a code of its own, neve
 """
 
 import io
+import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -195,7 +196,11 @@ def _jpeg(data: bytes, facts: Facts) -> Samples:
         found = imagecodecs.jpeg8_decode(data)
         return levels.full_range(found.reshape(*found.shape[:2], -1), 2**facts.bit_depth - 1)
     # Pillow inverts the inks that Adobe's programs store the other way round.
-    with PIL.JpegImagePlugin.JpegImageFile(io.BytesIO(data)) as opened:
+    with (
+        # It reads EXIF for a resolution, and warns of what `metadata` judges.
+        warnings.catch_warnings(action="ignore"),
+        PIL.JpegImagePlugin.JpegImageFile(io.BytesIO(data)) as opened,
+    ):
         found = np.asarray(opened, np.uint8)
     return found.reshape(*found.shape[:2], -1)
 

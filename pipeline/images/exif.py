@@ -155,6 +155,17 @@ def orientation(stream: bytes) -> int:
     return value if value in range(1, 9) else 1
 
 
+def turned(block: bytes) -> int:
+    """The orientation that a container's block says; 1 where it is broken, as it is dropped then.
+
+    block: the first that is not empty, which is the one that is kept and edited.
+    """
+    try:
+        return orientation(block.removeprefix(b"Exif\0\0"))
+    except BrokenExifError:
+        return 1
+
+
 def resolution(stream: bytes) -> tuple[float, float] | None:
     """Pixels an inch, across and down as stored; None if not said. Raises BrokenExifError."""
     parsed = parse(stream)

@@ -14,7 +14,7 @@ from dataclasses import replace
 import PIL.BmpImagePlugin
 
 from pipeline.errors import DecodeError, UnsupportedError
-from pipeline.images import gif, ifd, jpeg, jpeg2000, levels, pnm, read_png, read_tiff, webp
+from pipeline.images import exif, gif, jpeg, jpeg2000, levels, pnm, read_png, read_tiff, webp
 from pipeline.images.image import Alpha, Colour, Facts
 
 _KEYED: Alpha = "transparent_colour"
@@ -109,7 +109,7 @@ def _png(data: bytes) -> Facts:
         channels + (said.has_alpha or said.transparent is not None),
         colour,
         "straight" if said.has_alpha else "none" if said.transparent is None else _KEYED,
-        ifd.orientation(said.exif) if said.exif else 1,
+        exif.turned(said.exif),
     )
 
 

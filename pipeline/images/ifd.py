@@ -1,4 +1,4 @@
-"""Image file directories: the tables of numbered tags that TIFF, EXIF and MPF are made of."""
+"""Image file directories: the tables of numbered tags that TIFF and MPF are made of."""
 
 import struct
 from dataclasses import dataclass
@@ -13,7 +13,6 @@ _CODES = {1: "B", 2: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 13: "I
     18: "Q",
 }
 
-_ORIENTATION = 274
 _MOST_ENTRIES = 4096  # cameras write some dozens
 _MOST_NUMBERS = 3 * 65_536  # the longest that we ask for is a colour map
 
@@ -104,16 +103,6 @@ def stream(data: bytes) -> Stream:
         raise DecodeError("decode_failed", f"version {version} of TIFF, 42 and 43 are known")
     (first,) = struct.unpack_from(order + "Q", data, 8)
     return Stream(data, order, big=True, first=first)
-
-
-def orientation(exif: bytes) -> int:
-    """EXIF's orientation; 1 where it says none, or is broken: then the pixels are all there is."""
-    try:
-        block = stream(exif.removeprefix(b"Exif\0\0"))
-        said = block.directory(block.first).number(_ORIENTATION, 1)
-    except (DecodeError, struct.error):
-        return 1
-    return said if 1 <= said <= 8 else 1
 
 
 def _beyond(end: int, data: bytes) -> DecodeError:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import simplejpeg
 
 from pipeline.errors import DecodeError
-from pipeline.images import ifd
+from pipeline.images import exif, ifd
 from pipeline.images.image import Colour, Facts
+from pipeline.images.walk import EXIF_IN_JPEG
 
 END = b"\xff\xd9"
 
@@ -62,12 +63,12 @@ def _has_gap(data: bytes) -> bool:
 
 
 def facts(data: bytes) -> Facts:
-    frame, adobe, turned, frames = b"", -1, 1, 1
+    frame, adobe, stream, frames = b"", -1, b"", 1
     for marker, body in segments(data):
         if marker in _SOF:
             frame = body
-        elif marker == _APP1 and body.startswith(b"Exif\0"):
-            turned = ifd.orientation(body)
+        elif marker == _APP1 and body.startswith(EXIF_IN_JPEG):
+            stream = stream or body[len(EXIF_IN_JPEG) :]
         elif marker == _APP14 and body.startswith(b"Adobe"):
             adobe = body[11]
         elif marker == _APP2 and body.startswith(b"MPF\0"):
@@ -79,6 +80,7 @@ def facts(data: bytes) -> Facts:
     kinds: dict[int, tuple[Colour, str]] = {1: ("gray", "L"), 3: ("rgb", "RGB"), 4: (four, "CMYK")}
     colour, mode = kinds.get(components, ("other", f"{components}"))
     channels = 1 if components == 1 else 3
+    turned = exif.turned(stream)
     return Facts("jpeg", mode, depth, frames, width, height, channels, colour, orientation=turned)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Jpeg2KImagePlugin
 
 from pipeline.errors import DecodeError, UnsupportedError
-from pipeline.images import ifd
+from pipeline.images import exif
 from pipeline.images.image import Alpha, Colour, Facts, Samples
 from pipeline.images.levels import full_range
 
@@ -48,7 +48,7 @@ def facts(data: bytes) -> Facts:
         signs = ", ".join(f"{'signed ' * (d < 0)}{abs(d)}" for d in size.depths)
         raise UnsupportedError("unsupported_depth", f"components of {signs} bits")
     depth, components = size.depths[0], len(size.depths)
-    turned = ifd.orientation(boxes.get(_EXIF, b""))
+    turned = exif.turned(boxes.get(_EXIF, b""))
     colour: Colour = "gray" if components < 3 else "rgb"
     method, _, _, enumerated = struct.unpack_from(">BBBI", boxes.get(b"colr", b"").ljust(7, b"\0"))
     if method == 1:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import imagecodecs
 
-from pipeline.images import ifd
+from pipeline.images import exif
 from pipeline.images.image import Facts
 from pipeline.images.walk import riff_chunks
 
@@ -16,7 +16,7 @@ _BITSTREAMS = (b"VP8 ", b"VP8L")
 
 def facts(data: bytes) -> Facts:
     """Raises DecodeError, and what struct does where the header is cut short."""
-    kind, at, frames, exif, alpha = data[12:16], 12, 0, b"", False
+    kind, at, frames, stream, alpha = data[12:16], 12, 0, b"", False
     width = height = 0
     while at + 8 <= len(data):
         name, length = struct.unpack_from("<4sI", data, at)
@@ -31,11 +31,11 @@ def facts(data: bytes) -> Facts:
         elif name == b"VP8 " == kind:
             width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, body + 6))
         elif name == b"EXIF":
-            exif = data[body : body + length]
+            stream = stream or data[body : body + length]
         frames += name == b"ANMF"
         at = body + length + (length & 1)
     plain = Facts(
-        "webp", "RGB", 8, max(1, frames), width, height, 3, orientation=ifd.orientation(exif)
+        "webp", "RGB", 8, max(1, frames), width, height, 3, orientation=exif.turned(stream)
     )
     if alpha:
         return replace(plain, mode="RGBA", channels=4, alpha="straight")

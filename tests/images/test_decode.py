@@ -21,7 +21,7 @@ from hypothesis.extra import numpy as hnp
 
 from pipeline.config import Limits, Policy
 from pipeline.errors import ItemError
-from pipeline.images import colour, levels
+from pipeline.images import colour, exif, levels
 from pipeline.images.decode import decode, probe, probe_pages
 
 TRICKY = Path(__file__).resolve().parents[3] / "shared" / "data" / "tricky"
@@ -581,6 +581,41 @@ def test_16_bits_are_turned_like_8(orientation):
     exif = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0" + struct.pack("<II", orientation, 0)
     for data in (tagged, png(deep, 0, 16, (b"eXIf", exif))):
         np.testing.assert_array_equal(read(data).pixels, wanted)
+
+
+def a_tag(orientation, *more):
+    """EXIF of this alone, without the offset of a next directory; more: the same tag again."""
+    said = [struct.pack("<HHII", 274, 3, 1, one) for one in (orientation, *more)]
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(said)) + b"".join(said)
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [[a_tag(6)], [a_tag(6), a_tag(3)], [a_tag(6, 3)], [b"II*\0broken", a_tag(3)]],
+    ids=["short", "two blocks", "two tags", "broken"],
+)
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp"])
+def test_a_picture_is_turned_as_the_exif_says_that_it_keeps(kind, blocks):
+    stored = picture(6, 10, 3)
+    file = saved(stored, kind, **({"lossless": True} if kind == "webp" else {}))
+    if kind == "jpeg":
+        made = b"".join(
+            b"\xff\xe1" + struct.pack(">H", 8 + len(one)) + b"Exif\0\0" + one for one in blocks
+        )
+        file = file[:2] + made + file[2:]
+    elif kind == "png":
+        file = file[:33] + b"".join(chunk(b"eXIf", one) for one in blocks) + file[33:]
+    else:
+        flags = b"VP8X" + struct.pack("<IB3x", 10, 8) + bytes([9, 0, 0, 5, 0, 0])
+        made = b"".join(
+            b"EXIF" + struct.pack("<I", len(one)) + one + bytes(len(one) % 2) for one in blocks
+        )
+        body = b"WEBP" + flags + file[12:] + made
+        file = b"RIFF" + struct.pack("<I", len(body)) + body
+    image = read(file)
+    kept = image.metadata.exif
+    assert image.facts.orientation == (exif.orientation(kept) if kept else 1)
+    assert image.facts.orientation == (1 if blocks[0].endswith(b"broken") else 6)
 
 
 def turned_tiff(name, height, width, orientation):
