@@ -18,6 +18,7 @@ _Floats = NDArray[np.float32]
 # Of the picture, even; what is held in floats beside it goes by it, not by the picture's height.
 _STRIP_ROWS = 64
 _LOBES = 3
+_NEARBY = 2  # pixels of the source that a result pixel certainly depends on
 
 
 def bleed(pixels: S) -> S:
@@ -62,6 +63,34 @@ def settled(alpha_hw: Samples, out_hw: Samples, way: AlphaWay) -> bool:
     else:
         return False
     return True
+
+
+def keep_flat(alpha_hw: Samples, out_hw: Samples) -> None:
+    """Puts the result's alpha at 0 or full again wherever all of the source's nearby is.
+
+    A network is off by a level now and then: a disc that has an edge would not be opaque within.
+    """
+    down, across = (
+        ((np.arange(target) + 0.5) * size / target).astype(np.intp)
+        for size, target in zip(alpha_hw.shape, out_hw.shape, strict=True)
+    )
+    for level in (0, np.iinfo(out_hw.dtype).max):
+        flat = _eroded(alpha_hw == level)
+        for top in range(0, len(out_hw), _STRIP_ROWS):
+            rows = slice(top, top + _STRIP_ROWS)
+            out_hw[rows][flat[down[rows]][:, across]] = level
+
+
+def _eroded(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Where all holds within so many pixels; nothing beyond the borders speaks against it."""
+    for axis in (0, 1):
+        x = np.moveaxis(mask, axis, 0)
+        eroded = x.copy()
+        for step in range(1, _NEARBY + 1):
+            eroded[step:] &= x[:-step]
+            eroded[:-step] &= x[step:]
+        mask = np.moveaxis(eroded, 0, axis)
+    return mask
 
 
 def _strips(height: int, *, above: int) -> Iterator[tuple[slice, slice]]:

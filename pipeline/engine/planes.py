@@ -6,14 +6,14 @@ gray picture of its own. 8 bits come back as 8, 16 as 16.
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.engine.alpha import AlphaWay, S, bleed, settled
+from pipeline.engine.alpha import AlphaWay, S, bleed, keep_flat, settled
 from pipeline.engine.resize import Resizer
 from pipeline.errors import TooLargeError
 
@@ -31,6 +31,8 @@ class Plane:
     plane."""
     mix: tuple[tuple[float, ...], ...] | None
     """How the network's channels make those of the result, one row each; None: as they are."""
+    alpha_hw: Tensor | None = None
+    """Where the result's last channel is alpha, that of the picture."""
 
     @property
     def height(self) -> int:
@@ -49,6 +51,11 @@ class Plane:
         """Whether the result has another size than the network's own."""
         own = (self.height * scale, self.width * scale)
         return own != tuple(self.out_hwc.shape[:2])
+
+    def keep_flat_alpha(self) -> None:
+        """Once the result is there: what is opaque or transparent all around stays exactly that."""
+        if self.alpha_hw is not None:
+            keep_flat(self.alpha_hw.numpy(), self.out_hwc[:, :, -1].numpy())
 
     def columns(self, start: int, stop: int, scale: int) -> "Plane":
         """Some of its columns, as a plane of their own that is not resized."""
@@ -81,20 +88,23 @@ def split(
         )
         raise TooLargeError("device_memory", message) from error
     out = torch.from_numpy(result)
+    alpha_hw = x_chw[-1] if by_network else None
     shown = 1 if gray else 3
     if channels == 1:
         count = shown + by_network
         parts = [Plane(x_chw[c : c + 1], out[:, :, c : c + 1], None) for c in range(count)]
+        if by_network:
+            parts[-1] = replace(parts[-1], alpha_hw=alpha_hw)
         return parts, result
     colour = x_chw[:1].expand(3, -1, -1) if gray else x_chw[:3]
     if channels == 4:
         full = torch.iinfo(x_chw.dtype).max
         fed = torch.cat([colour, x_chw[-1:] if has_alpha else torch.full_like(x_chw[:1], full)])
         mix = _mix_of_four(gray=gray, alpha=by_network)
-        return [Plane(fed, out[:, :, : len(mix)], mix)], result
+        return [Plane(fed, out[:, :, : len(mix)], mix, alpha_hw)], result
     planes = [Plane(colour, out[:, :, :shown], (_MEAN,) if gray else None)]
     if by_network:
-        planes.append(Plane(x_chw[-1:].expand(3, -1, -1), out[:, :, -1:], (_MEAN,)))
+        planes.append(Plane(x_chw[-1:].expand(3, -1, -1), out[:, :, -1:], (_MEAN,), alpha_hw))
     return planes, result
 
 

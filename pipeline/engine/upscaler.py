@@ -178,6 +178,8 @@ class Upscaler:
             else:
                 message = "the network yields NaN or infinity in fp32"
                 ended.append(UpscaleError("non_finite", message))
+                continue
+            plane.keep_flat_alpha()
         return ended
 
     def _finite(self, network: Network, launch: "Launch") -> list[bool]:

@@ -143,6 +143,31 @@ def test_opaque_and_transparent_pictures_stay_so(channels, way, dtype):
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("size", [None, (70, 71)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_what_is_flat_all_around_stays_so_beside_an_edge(channels, size, dtype):
+    """By a network that knows nothing: all of its levels are off."""
+    shape = SRVGGShape(in_channels=channels, out_channels=channels, features=8, convs=1, scale=2)
+    pixels = logo(48, hard=False, under="black", dtype=dtype)
+    near = np.lib.stride_tricks.sliding_window_view(
+        np.pad(pixels[:, :, 3], 2, mode="edge"), (5, 5)
+    ).reshape(48, 48, 25)
+    for picture in (pixels, np.ascontiguousarray(pixels[:, :, 2:])):
+        found = Upscaler(network(shape), device="cpu", precision="fp32")(picture, size).pixels
+        down, across = (
+            ((np.arange(side) + 0.5) * 48 / side).astype(int) for side in found.shape[:2]
+        )
+        off = 0
+        for level in (0, np.iinfo(dtype).max):
+            flat = (near == level).all(axis=2)
+            where = flat[np.ix_(down, across)]
+            assert where.any()
+            assert (found[where][:, -1] == level).all()
+            off += (found[~where][:, -1] != level).any()
+        assert off == 2
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
 def test_lanczos_leaves_the_network_the_colours_alone(channels):
     shape = SRVGGShape(in_channels=channels, out_channels=channels, features=8, convs=1, scale=2)
     net = network(shape)
