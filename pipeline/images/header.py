@@ -115,9 +115,13 @@ def _png(data: bytes) -> Facts:
 
 def _bmp(data: bytes) -> Facts:
     with PIL.BmpImagePlugin.BmpImageFile(io.BytesIO(data)) as opened:
-        mode, (width, height) = opened.mode, opened.size
+        mode, (width, height), palette = opened.mode, opened.size, opened.palette
     colours: dict[str, Colour] = {"1": "bilevel", "L": "gray", "P": "palette"}
     channels = {"1": 1, "L": 1, "RGBA": 4}.get(mode, 3)
+    if palette:
+        each = len(palette.rawmode or "RGB")  # Windows pads its entries
+        inks = (bytes(palette.palette)[part::each] for part in range(3))
+        channels = 1 if len({*inks}) == 1 else 3
     (header_bytes,) = struct.unpack_from("<I", data, 14)
     (pixel_bits,) = struct.unpack_from("<H", data, 24 if header_bytes == 12 else 28)
     depth = 5 if pixel_bits == 16 else min(pixel_bits, 8)

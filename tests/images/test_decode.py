@@ -249,6 +249,19 @@ def test_tiff_palettes_of_16_and_of_8_bits():
         assert image.facts.colour == "palette"
 
 
+def test_a_bmp_of_grays_is_gray_however_many_there_are():
+    for count in (2, 16, 200):
+        index = noise(6, 9) % count
+        source = PIL.Image.fromarray(index)
+        source.putpalette([min(255, 3 + entry * 15 // 10) for entry in range(count) for _ in "rgb"])
+        image = read(saved(source, "BMP"))
+        assert image.facts.channels == 1
+        wanted = np.asarray(source.convert("RGB"))[:, :, 0]
+        np.testing.assert_array_equal(image.pixels[:, :, 0], wanted)
+        source.putpalette([1, 2, 3] * count)
+        assert read(saved(source, "BMP")).facts.channels == 3
+
+
 def test_a_palette_beside_other_colours_means_nothing():
     pixels = noise(4, 5, 3)
     for numbers in ((70_000,) * 768, (1, 2, 3)):
