@@ -56,7 +56,7 @@ def facts(data: bytes) -> Facts:
     alpha = _alpha(boxes, components, colour)
     if b"pclr" in boxes:
         colour = "palette"
-    channels = {"gray": 1, "palette": boxes.get(b"pclr", b"\0\0\3")[2]}.get(colour, 3)
+    channels = {"gray": 1, "palette": _columns(boxes.get(b"pclr", b"\0\0\3"))}.get(colour, 3)
     if not 1 <= channels <= 4:
         raise DecodeError("decode_failed", f"a palette of {channels} columns, 1 to 4 are read")
     if colour == "palette":
@@ -74,6 +74,14 @@ def facts(data: bytes) -> Facts:
     return Facts(
         "jpeg2000", mode, depth, 1, size.width, size.height, channels, colour, alpha, turned
     )
+
+
+def _columns(palette: bytes) -> int:
+    """How many a palette has; 1 where its three hold only grays, of 8 bits."""
+    columns = palette[2]
+    entries = palette[3 + columns :]
+    grays = entries and entries[::3] == entries[1::3] == entries[2::3]
+    return 1 if columns == 3 and palette[3:6] == b"\7\7\7" and grays else columns
 
 
 def samples(data: bytes, said: Facts) -> Samples:

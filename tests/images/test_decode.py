@@ -262,6 +262,18 @@ def test_a_bmp_of_grays_is_gray_however_many_there_are():
         assert read(saved(source, "BMP")).facts.channels == 3
 
 
+def test_a_palette_of_grays_in_jpeg_2000_is_gray():
+    index = noise(6, 9) & 3
+    for colours, channels in ((np.arange(4).repeat(3) * 9, 1), (np.arange(12) * 9, 3)):
+        palette = struct.pack(">HB3B", 4, 3, 7, 7, 7) + bytes(colours.tolist())
+        places = b"".join(struct.pack(">HBB", 0, 1, column) for column in range(3))
+        space = b"\1\0\0" + struct.pack(">I", 16)
+        more = ((b"colr", space), (b"pclr", palette), (b"cmap", places))
+        image = read(jp2(index, *more, method=b"\2"))
+        assert image.facts.channels == channels
+        np.testing.assert_array_equal(image.pixels, colours.reshape(4, 3)[index, :channels])
+
+
 def test_a_palette_beside_other_colours_means_nothing():
     pixels = noise(4, 5, 3)
     for numbers in ((70_000,) * 768, (1, 2, 3)):
