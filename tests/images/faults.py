@@ -213,7 +213,7 @@ def bombs():
     small = page(1000, 1000, gray, 8)
     yield Fault("bomb: a strip", "tif", raw_tiff([small], gray), BROKEN | DONE)
     yield Fault("bomb: samples", "png", png(1000, 1000, (b"IDAT", gray)), BROKEN | DONE)
-    late = r"limit 20 s \(limits.decode_s\)"
+    late = r"limit 20 s \(limits.decode_s[,)]"
     scans = dc_only_jpeg(990, 990, scans=500_000)
     yield Fault("bomb: scans", "jpg", scans, frozenset({"decode_timeout"}), late)
     tiles = small | {322: 60_000, 323: 60_000, 324: 8, 325: len(gray)}
