@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
-from pipeline import __version__, storage, uris
+from pipeline import __version__, local, uris
 from pipeline import config as configuration
 from pipeline.config import Device, Precision, Side, SourceSide, UpscaleConfig
 from pipeline.ledger import Ledger
@@ -204,8 +204,8 @@ def _store(side: Side) -> Store:
 
 def _staged(side: Side, root: str, run_id: str) -> Store:
     """A store to publish to: local files are staged below their root, on its file system."""
-    local = uris.is_local(root)
-    staging = uris.join(root, f"{storage.STAGING}/{run_id}") if local else None
+    folder = uris.join(root, f"{local.STAGING}/{run_id}")
+    staging = folder if uris.is_local(root) else None
     return Store(side.fsspec_options(), staging=staging)
 
 

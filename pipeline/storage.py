@@ -12,9 +12,7 @@ import errno
 import os
 import pkgutil
 import re
-import stat
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,13 +25,11 @@ import fsspec
 import pyarrow.fs
 from fsspec.utils import glob_translate
 
-from pipeline import s3, web
+from pipeline import local, s3, web
 from pipeline.errors import ConfigError
 from pipeline.s3 import ANYTHING
 from pipeline.store_errors import StoreError, refuse_over, translating
 from pipeline.uris import absolute, family, is_local, redact, scheme
-
-STAGING = ".staging"
 
 # The extra of this distribution that installs a driver.
 _EXTRA = {"gs": "gcs", "az": "azure"}
@@ -47,7 +43,6 @@ _PATIENCE: dict[str, Any] = {
     # rclone sends the whole object's checksum along with a range of it, which then never fits.
     "response_checksum_validation": "when_required",
 }
-_STAGED = re.compile(r"[0-9a-f]{32}\.part")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +147,7 @@ class Store:
             refuse_over(limit, wanted, uri)
         with translating(uri):
             if is_local(uri):
-                data = _read_local(absolute(uri), start, length)
+                data = local.read(absolute(uri), start, length)
             elif _is_s3(uri):
                 data = s3.read(self._filesystem(uri), uri, start, length, version, limit)
             elif family(uri) == "http":
@@ -176,7 +171,8 @@ class Store:
         """Size, time and version of one file. Raises FileNotFoundError when there is none."""
         with translating(uri):
             if is_local(uri):
-                return _stat_local(absolute(uri))
+                path = absolute(uri)
+                return _stat_local(path, local.stat(path))
             fs = self._filesystem(uri)
             if _is_s3(uri):
                 head = s3.head(fs, uri)
@@ -234,7 +230,8 @@ class Store:
         root, _, prefix = literal.rpartition("/")
         with translating(uri):
             if is_local(uri):
-                yield from _walk_local(root or "/", deep=deep)
+                for path, info in local.walk(root or "/", deep=deep):
+                    yield _stat_local(path, info)
             elif _is_s3(uri):
                 for found in s3.walk(self._filesystem(uri), root, prefix, deep=deep):
                     yield _stat_remote(*found)
@@ -262,9 +259,9 @@ class Store:
         with translating(uri):
             if is_local(uri):
                 path = absolute(uri)
-                staging = self._staging or os.path.join(os.path.dirname(path), STAGING)
+                staging = self._staging or os.path.join(os.path.dirname(path), local.STAGING)
                 self._staged_in.add(staging)
-                _publish_local(path, data, staging)
+                local.publish(path, data, staging)
                 return
             fs = self._filesystem(uri)
             labels = _labels(family(uri), content_type, metadata or {})
@@ -294,18 +291,11 @@ class Store:
         Files are removed from a folder given as `staging` only: it must be this run's alone.
         Other runs may be using the default one.
         """
-        leftovers: list[str] = []
-        if self._staging is not None and os.path.isdir(self._staging):
-            leftovers = [e.path for e in os.scandir(self._staging) if _STAGED.fullmatch(e.name)]
-        for path in leftovers:
-            os.unlink(path)
-        for folder in (*self._staged_in, *filter(None, [self._staging])):
-            with suppress(OSError):  # gone already, or in use
-                os.rmdir(folder)
-                if os.path.basename(os.path.dirname(folder)) == STAGING:
-                    os.rmdir(os.path.dirname(folder))
+        own = [] if self._staging is None else [self._staging]
+        leftovers = sum(map(local.clear, own))
+        local.remove_empty([*self._staged_in, *own])
         self._staged_in.clear()
-        return len(leftovers)
+        return leftovers
 
     def arrow(self, uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
         """An Arrow file system for readers (`pyarrow.parquet`, Ray Data), and the path in it.
@@ -330,80 +320,6 @@ class Store:
             if name not in self._filesystems:
                 self._filesystems[name] = _connect(name, options, uri)
             return self._filesystems[name]
-
-
-# -------------------------------------------------------------------------------------- local
-
-
-def _read_local(path: str, start: int, length: int | None) -> bytes:
-    _stat_local(path)  # opening a pipe would wait for its writer
-    with open(path, "rb") as file:
-        file.seek(start)
-        return file.read(-1 if length is None else length)
-
-
-def _stat_local(path: str) -> Stat:
-    try:
-        found = os.stat(path)
-    except NotADirectoryError as error:
-        raise FileNotFoundError(errno.ENOENT, "no such file", path) from error
-    if not stat.S_ISREG(found.st_mode):
-        raise FileNotFoundError(errno.ENOENT, "not a file", path)
-    return Stat(path, found.st_size, found.st_mtime, None)
-
-
-def _walk_local(
-    folder: str, *, deep: bool, above: tuple[tuple[int, int], ...] = ()
-) -> Iterator[Stat]:
-    """Files below `folder`, by their paths. A link to a folder that it lies in is not entered."""
-    try:
-        here = os.stat(folder)
-        entries = [(entry, _followed(entry)) for entry in os.scandir(folder)]
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    identity = (here.st_dev, here.st_ino)
-    if identity in above:
-        return
-    # With its slash a folder's name sorts among the files as the paths below it do.
-    named = sorted(
-        (entry.path + "/" * bool(found and stat.S_ISDIR(found.st_mode)), found)
-        for entry, found in entries
-    )
-    for path, found in named:
-        if found is None:
-            yield Stat(path, None, None, None)
-        elif stat.S_ISREG(found.st_mode):
-            yield Stat(path, found.st_size, found.st_mtime, None)
-        elif stat.S_ISDIR(found.st_mode) and deep and not path.endswith(f"/{STAGING}/"):
-            yield from _walk_local(path[:-1], deep=True, above=(*above, identity))
-
-
-def _followed(entry: os.DirEntry[str]) -> os.stat_result | None:
-    try:
-        return entry.stat()
-    except OSError:  # a dangling link, a link to itself, or just deleted: reading it will tell
-        return None
-
-
-def _publish_local(path: str, data: bytes | bytearray | memoryview, staging: str) -> None:
-    folder = os.path.dirname(path)
-    os.makedirs(folder, exist_ok=True)
-    os.makedirs(staging, exist_ok=True)
-    staged = os.path.join(staging, f"{uuid.uuid4().hex}.part")
-    try:
-        with open(staged, "xb") as file:  # the umask decides the rights, unlike in mkstemp
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(staged, path)
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(staged)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)  # else a power cut may undo the move
-    finally:
-        os.close(descriptor)
 
 
 # ------------------------------------------------------------------------------------- remote
@@ -446,6 +362,10 @@ def _walk_fsspec(fs: Any, root: str, *, deep: bool) -> Iterator[Stat]:
     for uri, info in sorted(named.items()):
         if info["type"] == "file" and not uri.endswith("/"):
             yield _stat_remote(uri, info)
+
+
+def _stat_local(path: str, found: os.stat_result | None) -> Stat:
+    return Stat(path, found and found.st_size, found and found.st_mtime, None)
 
 
 def _stat_remote(uri: str, info: Mapping[str, Any]) -> Stat:

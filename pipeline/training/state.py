@@ -22,7 +22,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from pipeline import storage, uris
+from pipeline import local, uris
 from pipeline.errors import ConfigError, FatalError, PipelineError
 from pipeline.models import layouts
 from pipeline.storage import Store
@@ -47,8 +47,7 @@ class Checkpoints:
     def of(cls, config: TrainConfig) -> "Checkpoints":
         """Those at the configured output. Local files are staged in one folder below it."""
         output = uris.absolute(config.output)
-        local = uris.is_local(output)
-        staging = uris.join(output, storage.STAGING) if local else None
+        staging = uris.join(output, local.STAGING) if uris.is_local(output) else None
         store = Store(config.storage.output.fsspec_options(), staging=staging)
         return cls(store, output, keep=config.keep)
 
