@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from pipeline import uris
 from pipeline.errors import ConfigError
 from pipeline.records import ITEM_SCHEMA
 
@@ -274,21 +275,12 @@ def _each_once(items: pa.Table) -> pa.Table:
 
 def _bad_items(items: pa.Table, output: str, report: str) -> Iterator[str]:
     names = ("key", "uri", "output_uri")
+    inside = f"{uris.place(output)}/"
     for key, uri, target in zip(*(items[n].to_pylist() for n in names), strict=True):
         if f"{target}/".startswith(f"{report}/"):
             yield f"{uri} has the key {key!r}, which lies in the report {report} (report.uri)"
-        elif _place(uri).startswith(f"{_place(output)}/"):
+        elif uris.place(uri).startswith(inside):
             yield f"{uri} lies in the output {output}, where it could be written over (output)"
-
-
-def _place(uri: str) -> str:
-    """The URI with one scheme for each store."""
-    scheme, mark, path = uri.partition("://")
-    return (
-        {"s3a": "s3", "gcs": "gs"}.get(scheme.lower(), scheme.lower()) + mark + path
-        if mark
-        else uri
-    )
 
 
 def _collisions(items: pa.Table, earlier: pa.Table) -> Iterator[str]:

@@ -75,14 +75,18 @@ def join(base: str, relative: str) -> str:
 
 def below(uri: str, root: str) -> str | None:
     """The path of `uri` relative to `root`: "" when equal, None when it is not inside."""
-    inner, outer = _canonical(uri), _canonical(root)
+    inner, outer = place(uri), place(root)
     if inner == outer:
         return ""
     outer = outer.rstrip("/") + "/"
     return inner[len(outer) :] if inner.startswith(outer) else None
 
 
-def _canonical(uri: str) -> str:
+def place(uri: str) -> str:
+    """The URI by the one scheme of its family, as `absolute`: what is equal is one place.
+
+    Raises ConfigError as `scheme`.
+    """
     text = absolute(uri)
     return text if is_local(uri) else family(uri) + text.removeprefix(scheme(uri))
 

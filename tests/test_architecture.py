@@ -37,7 +37,7 @@ PURE = {
     "models/graph": set(),
     "engine/sweep": {"models"},  # models/graph
     "engine/canvas": set(),
-    "plan": {"errors", "records"},
+    "plan": {"errors", "records", "uris"},
     "attempts": set(),
     "uris": {"errors"},
     "store_errors": {"errors", "uris"},

@@ -178,6 +178,23 @@ def test_nothing_is_written_into_the_report_or_over_its_source():
         plan.refuse(itself, NOTHING, output="s3://out/up", report="s3://out/up/_report")
 
 
+@pytest.mark.parametrize(
+    ("output", "uri"),
+    [
+        ("s3://box/up", "s3a://box/up/x.png"),
+        ("gs://box/up", "gcs://box/up/x.png"),
+        ("az://box/up", "abfs://box/up/x.png"),
+        ("abfs://box@account.example/up", "az://box@account.example/up/x.png"),
+        ("/data/up", "file:///data/up/x.png"),
+        ("/data/up", "local:///data/up/x.png"),
+    ],
+)
+def test_a_source_in_the_output_is_found_under_each_scheme_of_its_store(output, uri):
+    table = plan.identify(sources({"uri": uri, "key": "y.png"}), output=output, format="auto")
+    with pytest.raises(ConfigError, match="lies in the output"):
+        plan.refuse(table, NOTHING, output=output, report=f"{output}/_report")
+
+
 def test_done_items_are_not_done_again_and_changed_ones_are():
     table = items({"uri": "s3://b/a.png", "version": "1"}, {"uri": "s3://b/b.png", "version": "1"})
     latest = outcomes(table)
