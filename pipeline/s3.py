@@ -8,7 +8,7 @@ import errno
 import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 from fsspec.asyn import sync
@@ -177,12 +177,19 @@ async def _put(
     upload = await fs._call_s3("create_multipart_upload", **place, **labels)
     place["UploadId"] = upload["UploadId"]
     async with AsyncExitStack() as undo:
-        undo.push_async_callback(fs._call_s3, "abort_multipart_upload", **place)
+        undo.push_async_callback(_abort, fs, place)
         parts = await _put_parts(fs, place, data, part_bytes)
         await fs._call_s3(
             "complete_multipart_upload", MultipartUpload={"Parts": parts}, **place, **condition
         )
         undo.pop_all()
+
+
+async def _abort(fs: Any, place: Mapping[str, str]) -> None:
+    """Gives an upload up. Where that fails, what it was given up for is the error to be told:
+    its parts stay until the bucket's own rules remove them."""
+    with suppress(OSError, *loaded(FAILURES)):
+        await fs._call_s3("abort_multipart_upload", **place)
 
 
 async def _put_parts(

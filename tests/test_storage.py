@@ -1,6 +1,7 @@
 """What every store promises, checked on a local disk, on Swift and on rclone; then what only
 some of them promise, and what happens when a server misbehaves."""
 
+import http.client
 import importlib.util
 import io
 import ipaddress
@@ -521,6 +522,63 @@ def test_local_files_have_no_labels_and_are_replaced(tmp_path: Path) -> None:
         store.publish(uri, data, metadata={"a": "b"}, replaces=None)
         assert store.labels(uri) is None
         assert store.read(uri) == data
+
+
+@contextmanager
+def _refusing(server: S3Server, method: str) -> Iterator[dict[str, Any]]:
+    """Options for a server that hands everything on to another, but refuses one method."""
+    behind = urlsplit(server.endpoint)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if self.command == method:
+                self.send_error(403, "no rights to this")
+                return
+            onward = http.client.HTTPConnection(behind.hostname, behind.port, timeout=60)
+            headers = {name: value for name, value in self.headers.items() if name != "Expect"}
+            onward.request(self.command, self.path, body, headers)
+            answer = onward.getresponse()
+            said = answer.read()
+            self.send_response_only(answer.status, answer.reason)
+            for name, value in answer.getheaders():
+                if name not in ("Content-Length", "Transfer-Encoding", "Connection"):
+                    self.send_header(name, value)
+            size = answer.getheader("Content-Length") if self.command == "HEAD" else None
+            self.send_header("Content-Length", size or str(len(said)))
+            self.end_headers()
+            self.wfile.write(said)
+            onward.close()
+
+        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = answer  # noqa: N815
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Keep quiet."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as between:
+        thread = threading.Thread(target=between.serve_forever)
+        thread.start()
+        try:
+            address = f"http://127.0.0.1:{between.server_address[1]}"
+            yield {**server.options, "endpoint_url": address}
+        finally:
+            between.shutdown()
+            thread.join()
+
+
+def test_a_conflict_is_one_where_its_upload_cannot_be_given_up(
+    swift: S3Server, on_swift: Place
+) -> None:
+    uri = f"{on_swift.root}/file"
+    on_swift.store().publish(uri, b"first")
+    with _refusing(swift, "DELETE") as options:
+        store = Store(options, part_bytes=5 * MIB)
+        assert store.read(uri) == b"first"
+        with pytest.raises(ConflictError, match="wanted nothing there"):
+            store.publish(uri, bytes(12 * MIB), replaces=None)
+    assert on_swift.store().read(uri) == b"first"
 
 
 def test_an_object_and_a_folder_of_one_name(on_swift: Place) -> None:
