@@ -2,9 +2,13 @@
 
 An object says whose result it is by three labels, so three cases can be told apart: the very
 result, published by an attempt that did not live to say so; an older result of ours, which is
-replaced; and somebody else's object, which is not. Local disks keep no labels: there a result
-replaces whatever is at its place, whole and at once.
+replaced; and somebody else's object, which is not. Where a store has lost the labels, an object is
+an older result of ours if it has the bytes that the report says of its place, and else somebody
+else's. Local disks keep no labels: there a result replaces whatever is at its place, whole and at
+once.
 """
+
+import hashlib
 
 from pipeline.errors import ConfigError, PublishError
 from pipeline.images.encode import CONTENT_TYPES
@@ -33,12 +37,26 @@ class Delivery:
         except (OSError, ConfigError) as error:  # no name that the store could have
             raise PublishError("publish_failed", said(error)) from error
         if there and _ITEM not in there.metadata:
-            raise PublishError(
-                "output_exists",
-                f"{redact(item.output_uri)} (version {there.version}) is no result of ours: move "
-                "it away, or choose another place (output)",
-            )
+            self._check_reported(item, there)
         return there
+
+    def _check_reported(self, item: Item, there: Labels) -> None:
+        """Raises PublishError unless an object without labels is the result that the report has."""
+        knows = "the report knows no result there"
+        if item.made_sha256:
+            try:
+                found = self._store.read(item.output_uri, version=there.version)
+            except OSError as error:
+                raise PublishError("publish_failed", said(error)) from error
+            sha256 = hashlib.sha256(found).hexdigest()
+            if sha256 == item.made_sha256:
+                return
+            knows = f"its sha256 is {sha256}, the report has {item.made_sha256} there"
+        raise PublishError(
+            "output_exists",
+            f"{redact(item.output_uri)} (version {there.version}) is no result of ours: it has no "
+            f"label {_ITEM}, and {knows}: move it away, or choose another place (output)",
+        )
 
     def is_made(self, item: Item, source_sha256: str, there: Labels | None) -> bool:
         """Whether it is the very result: the same item by the same recipe.

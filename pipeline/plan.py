@@ -86,6 +86,7 @@ def identify(sources: pa.Table, *, output: str, format: str) -> pa.Table:
         made["output_uri"].append(f"{output}/{stem}{suffix}")
         made["output_format"].append(kind)
     made |= {"shard": [""] * sources.num_rows, "attempts": [0] * sources.num_rows}
+    made["made_sha256"] = [None] * sources.num_rows
     schema = _PLANNED
     items = pa.Table.from_arrays(
         [
@@ -175,10 +176,11 @@ def remaining(
     elif retry_failed == "transient":
         failed = pc.and_(failed, pc.equal(known["error_class"], "permanent"))
     open_ = pc.invert(pc.or_(_true(done), _true(failed)))
-    tried = pc.if_else(_true(same), known["known_attempts"], 0)
-    index = items.schema.get_field_index("attempts")
-    counted = items.set_column(index, ITEM_SCHEMA.field("attempts"), pc.fill_null(tried, 0))
-    todo = counted.filter(open_)
+    tried = pc.fill_null(pc.if_else(_true(same), known["known_attempts"], 0), 0)
+    # A row that failed has no result: its key's older one may be there all the same.
+    in_place = _true(pc.equal(known["known_output"], items["output_uri"]))
+    made = pc.if_else(in_place, known["known_sha256"], pa.scalar(None, pa.string()))
+    todo = _with(_with(items, "attempts", tried), "made_sha256", made).filter(open_)
     cut = todo.slice(0, limit) if limit is not None else todo
     return Remaining(cut, _count(done), _count(failed), todo.num_rows - cut.num_rows)
 
@@ -216,11 +218,10 @@ def shards(todo: pa.Table, rows: int) -> Iterator[tuple[str, pa.Table]]:
     Every block costs the driver about 10 KB for as long as its execution lasts.
     """
     size = min(_SHARD_BLOCKS * rows, _SHARD_ROWS)
-    index = todo.schema.get_field_index("shard")
     for number, start in enumerate(range(0, todo.num_rows, size)):
         name, part = f"{number:05d}", todo.slice(start, size)
         names = pa.array([name] * part.num_rows, pa.string())
-        yield name, part.set_column(index, ITEM_SCHEMA.field("shard"), names)
+        yield name, _with(part, "shard", names)
 
 
 def _path(uri: str) -> str:
@@ -313,6 +314,8 @@ def _known(items: pa.Table, latest: pa.Table) -> pa.Table:
         "item_id": "known_id",
         "recipe": "known_recipe",
         "attempts": "known_attempts",
+        "output_uri": "known_output",
+        "output_sha256": "known_sha256",
         "status": "status",
         "error_class": "error_class",
         "error_stage": "error_stage",
@@ -322,6 +325,11 @@ def _known(items: pa.Table, latest: pa.Table) -> pa.Table:
         "row", pa.array(range(items.num_rows), pa.int64())
     )
     return ordered.join(view, keys="key", join_type="left outer").sort_by("row")
+
+
+def _with(items: pa.Table, name: str, values: Any) -> pa.Table:
+    """The items with other values in one of their columns."""
+    return items.set_column(items.schema.get_field_index(name), ITEM_SCHEMA.field(name), values)
 
 
 def _true(mask: Any) -> Any:

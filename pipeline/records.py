@@ -83,6 +83,8 @@ class Item(_Row):
     shard: str
     attempts: int
     """How many runs have tried it before this one."""
+    made_sha256: str | None
+    """Of the result that the report has in the output's place, an older one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

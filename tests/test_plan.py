@@ -228,6 +228,25 @@ def test_what_the_plan_refused_is_tried_when_it_does_not_any_more():
     assert left(table, fetched).failed == 1
 
 
+def test_what_is_done_again_knows_the_result_that_the_report_has_in_its_place():
+    table = items({"uri": "s3://b/a.png", "version": "1"})
+    assert left(table, NOTHING).todo["made_sha256"].to_pylist() == [None]
+    latest = outcomes(table, recipe="older")
+
+    def known(latest, table=table):
+        return left(table, latest, on_change="redo").todo["made_sha256"].to_pylist()
+
+    def saying(**values):
+        rows = [row | values for row in latest.to_pylist()]
+        return pa.Table.from_pylist(rows, schema=OUTCOME_SCHEMA)
+
+    here = table["output_uri"][0].as_py()
+    assert known(saying(output_uri=here, output_sha256="ab")) == ["ab"]
+    newer = items({"uri": "s3://b/a.png", "version": "2"})
+    assert known(saying(output_uri=here, output_sha256="ab"), newer) == ["ab"]
+    assert known(saying(output_uri=f"{here}.tif", output_sha256="ab")) == [None]
+
+
 def test_skipped_items_are_still_to_do():
     table = items({"uri": "s3://b/a.png"})
     assert left(table, outcomes(table, status="skipped")).todo.num_rows == 1

@@ -4,6 +4,7 @@ import hashlib
 import os
 import struct
 import threading
+from contextlib import contextmanager
 
 import imagecodecs
 import numpy as np
@@ -13,6 +14,7 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from running import opened, outcomes, picture, pictures, sha256
+from servers import start_rclone
 
 from pipeline.attempts import AttemptLedger
 from pipeline.config import Limits, Policy
@@ -173,6 +175,42 @@ def test_older_results_are_replaced_and_foreign_objects_are_not(tmp_path, worker
     assert "is no result of ours" in failed["error_message"]
     assert "fetch_s" not in {name for name, value in failed.items() if value is not None}
     assert output.read(row["output_uri"]) == b"precious"
+
+
+@contextmanager
+def served(folder):
+    server = start_rclone(folder)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def test_results_that_a_store_keeps_no_labels_of_are_known_by_the_report(
+    tmp_path, tmp_path_factory, worker, item
+):
+    """rclone forgets what objects say of themselves when it is started again."""
+    folder = tmp_path_factory.mktemp("forgetful")
+    (path,) = pictures(tmp_path / "in", 1)
+    with served(folder) as server:
+        row = item(path, output_uri=f"{server.make_bucket('box')}/p.png")
+        (older,) = outcomes(worker(output=Store(server.options)), [row])
+    with served(folder) as server:
+        _redo(worker, row, older, Store(server.options))
+
+
+def _redo(worker, row, older, output):
+    assert "remaster-item" not in output.labels(row["output_uri"]).metadata
+    newer = worker(output=output, recipe="newer", scale=3)
+    for known, said in ((None, "knows no result"), ("0" * 64, f"has {'0' * 64} there")):
+        (failed,) = outcomes(newer, [row | {"made_sha256": known}])
+        assert failed["error_code"] == "output_exists"
+        assert said in failed["error_message"]
+        assert "(output)" in failed["error_message"]
+    assert sha256(output.read(row["output_uri"])) == older["output_sha256"]
+    (made,) = outcomes(newer, [row | {"made_sha256": older["output_sha256"]}])
+    assert (made["status"], made["output_width"]) == ("done", 96)
+    assert sha256(output.read(row["output_uri"])) == made["output_sha256"]
 
 
 def test_whoever_publishes_first_wins(tmp_path, item, bucket):
