@@ -10,7 +10,8 @@ config    what that is for upscaling; the recipe of a result and its digest
 records   the rows: Source -> Item -> Outcome, and the report's Arrow schema
 errors    the error tree and the table of codes
 uris      which driver and which place a URI means
-storage   the one door to bytes; local, s3 and web know their own, store_errors what goes wrong
+storage   the one door to bytes; local, s3, gcs, azure and web know their
+          own, store_errors what goes wrong
 manifest  what there is to do
 plan      identity, output keys, collisions, shards, what is left to do
 admission which items the plan refuses one by one, and their rows

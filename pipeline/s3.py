@@ -15,17 +15,15 @@ from fsspec.asyn import sync
 
 from pipeline.errors import ConfigError
 from pipeline.store_errors import (
+    ANYTHING,
     FAILURES,
-    ConflictError,
     SourceChangedError,
     loaded,
+    refuse_other,
     refuse_over,
     status_of,
 )
 from pipeline.uris import redact
-
-ANYTHING = "*"
-"""In place of a version: whatever is there, or nothing."""
 
 _GET_ATTEMPTS = _PUT_ATTEMPTS = 3
 _UPLOADS = 8  # parts of one object at a time
@@ -109,31 +107,40 @@ def head(fs: Any, uri: str) -> Mapping[str, Any]:
     return fs.call_s3("head_object", Bucket=bucket, Key=key)
 
 
+def labels(fs: Any, uri: str) -> tuple[str, Mapping[str, str]]:
+    """Version and metadata of one object. FileNotFoundError where there is none."""
+    found = head(fs, uri)
+    return found["ETag"].strip('"'), found.get("Metadata", {})
+
+
 def put(
     fs: Any,
     uri: str,
     data: bytes,
-    labels: Mapping[str, Any],
+    content_type: str | None,
+    metadata: Mapping[str, str],
     *,
     part_bytes: int,
     replaces: str | None,
 ) -> None:
-    """One PUT, or from two parts on an upload in parts. labels: arguments of the request.
+    """One PUT, or from two parts on an upload in parts.
 
     replaces: as `Store.publish`. A store that ignores conditions replaces whatever is there. One
     that cannot do the condition is asked for the version instead, and then takes the object.
     """
+    said = {"ContentType": content_type, "Metadata": dict(metadata)}
+    said = {name: value for name, value in said.items() if value}
     conditions = {None: {"IfNoneMatch": "*"}, ANYTHING: dict[str, str]()}
     condition = conditions.get(replaces, {"IfMatch": f'"{replaces}"'})
     attempt = 1
     while True:
         try:
-            sync(fs.loop, _put, fs, uri, data, labels, condition, part_bytes)
+            sync(fs.loop, _put, fs, uri, data, said, condition, part_bytes)
             return
         except (OSError, *loaded(FAILURES)) as error:
             status, _ = status_of(error)
             if condition and status in (412, 501):
-                _refuse_other(fs, uri, replaces, error)
+                refuse_other(replaces, _etag(fs, uri), uri)
                 # Swift has no If-Match on PUTs (501), Ceph 16 wants it without the quotes (412).
                 condition = {}
             elif status != 409 or attempt == _PUT_ATTEMPTS:
@@ -143,17 +150,9 @@ def put(
                 attempt += 1
 
 
-def _refuse_other(fs: Any, uri: str, wanted: str | None, error: Exception) -> None:
-    """Raises ConflictError unless the store has the version that is wanted there."""
-    found = _etag(fs, uri)
-    if found != wanted:
-        text = f"wanted {wanted or 'nothing'} there, the store has {found or 'nothing'}"
-        raise ConflictError(errno.EEXIST, text, redact(uri)) from error
-
-
 def _etag(fs: Any, uri: str) -> str | None:
     try:
-        return head(fs, uri)["ETag"].strip('"')
+        return labels(fs, uri)[0]
     except FileNotFoundError:
         return None
     except PermissionError as error:
@@ -165,16 +164,16 @@ async def _put(
     fs: Any,
     uri: str,
     data: bytes,
-    labels: Mapping[str, Any],
+    said: Mapping[str, Any],
     condition: Mapping[str, str],
     part_bytes: int,
 ) -> None:
     bucket, key = bucket_and_key(fs, uri)
     place = {"Bucket": bucket, "Key": key}
     if len(data) < 2 * part_bytes:
-        await fs._call_s3("put_object", Body=data, **place, **labels, **condition)
+        await fs._call_s3("put_object", Body=data, **place, **said, **condition)
         return
-    upload = await fs._call_s3("create_multipart_upload", **place, **labels)
+    upload = await fs._call_s3("create_multipart_upload", **place, **said)
     place["UploadId"] = upload["UploadId"]
     async with AsyncExitStack() as undo:
         undo.push_async_callback(_abort, fs, place)

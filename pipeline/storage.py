@@ -10,7 +10,6 @@ far. Nothing is cached either: a listing or a stat shows what other clients wrot
 
 import errno
 import os
-import pkgutil
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -25,10 +24,9 @@ import fsspec
 import pyarrow.fs
 from fsspec.utils import glob_translate
 
-from pipeline import local, s3, web
+from pipeline import azure, gcs, local, s3, web
 from pipeline.errors import ConfigError
-from pipeline.s3 import ANYTHING
-from pipeline.store_errors import StoreError, refuse_over, translating
+from pipeline.store_errors import ANYTHING, StoreError, refuse_over, translating
 from pipeline.uris import absolute, family, is_local, redact, scheme
 
 # The extra of this distribution that installs a driver.
@@ -252,9 +250,11 @@ class Store:
         Local: staged, flushed to the disk, moved. Stores: one PUT, or a multipart upload that
         is completed at its end and aborted on an error. `content_type` and `metadata` (ASCII;
         other characters are percent-encoded) go along where the store keeps such.
-        replaces: the version that may be replaced, None where there must be none: where S3 has
-        another, ConflictError, and nothing is written. Other stores do not look, nor do those
-        behind S3's interface that ignore conditions: they replace what is there.
+        replaces: the version that may be replaced, None where there must be none: where the store
+        has another, ConflictError, and nothing is written. S3 and Azure look and write in one
+        step; so does GCS where nothing may be there, a version is compared right before the write.
+        Local disks and other stores do not look, nor do those behind S3's interface that ignore
+        conditions: they replace what is there.
         """
         with translating(uri):
             if is_local(uri):
@@ -263,26 +263,31 @@ class Store:
                 self._staged_in.add(staging)
                 local.publish(path, data, staging)
                 return
-            fs = self._filesystem(uri)
-            labels = _labels(family(uri), content_type, metadata or {})
-            if _is_s3(uri):
-                parts = self._part_bytes
-                s3.put(fs, uri, bytes(data), labels, part_bytes=parts, replaces=replaces)
-            else:
-                fs.pipe_file(uri, bytes(data), **labels)
+            fs, texts = self._filesystem(uri), _ascii(metadata or {})
+            says = (uri, bytes(data), content_type, texts)
+            match family(uri):
+                case "s3":
+                    s3.put(fs, *says, part_bytes=self._part_bytes, replaces=replaces)
+                case "gs":
+                    gcs.put(fs, *says, replaces=replaces)
+                case "az":
+                    azure.put(fs, *says, replaces=replaces)
+                case _:
+                    fs.pipe_file(uri, bytes(data))
 
     def labels(self, uri: str) -> Labels | None:
         """What the object at `uri` says of itself.
 
         None where nothing is there, or where that cannot be known: on local disks and stores other
-        than S3, and where S3 answers 403 for a missing key to those who may not list the bucket.
+        than S3, GCS and Azure, and where the store answers 403, as S3 does for a missing key to
+        those who may not list the bucket.
         """
-        if not _is_s3(uri):
+        asked = {"s3": s3.labels, "gs": gcs.labels, "az": azure.labels}.get(family(uri))
+        if asked is None:
             return None
         with suppress(FileNotFoundError, PermissionError), translating(uri):
-            found = s3.head(self._filesystem(uri), uri)
-            texts = {name: unquote(text) for name, text in found.get("Metadata", {}).items()}
-            return Labels(found["ETag"].strip('"'), texts)
+            version, texts = asked(self._filesystem(uri), uri)
+            return Labels(version, {name: unquote(text) for name, text in texts.items()})
         return None
 
     def sweep(self) -> int:
@@ -379,18 +384,5 @@ def _stat_remote(uri: str, info: Mapping[str, Any]) -> Stat:
     return Stat(uri, info.get("size"), mtime, version.removeprefix("W/").strip('"') or None)
 
 
-def _labels(kind: str, content_type: str | None, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The arguments by which a driver's `pipe_file` takes content type and metadata.
-
-    adlfs writes a metadata of its own, so Azure gets the content type alone.
-    """
-    texts = {name: quote(value, safe=" !#$&'()*+,/:;=?@[]") for name, value in metadata.items()}
-    labels: dict[str, Any] = {}
-    if kind == "s3":
-        labels = {"ContentType": content_type, "Metadata": texts}
-    elif kind == "gs":
-        labels = {"content_type": content_type, "metadata": texts}
-    elif kind == "az" and content_type:
-        settings = pkgutil.resolve_name("azure.storage.blob:ContentSettings")
-        labels = {"content_settings": settings(content_type=content_type)}
-    return {name: label for name, label in labels.items() if label}
+def _ascii(metadata: Mapping[str, str]) -> dict[str, str]:
+    return {name: quote(value, safe=" !#$&'()*+,/:;=?@[]") for name, value in metadata.items()}

@@ -54,6 +54,10 @@ _LOCKED_OUT = (
 _EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"}
 
 
+ANYTHING = "*"
+"""In place of a version: whatever is there, or nothing."""
+
+
 class StoreError(OSError):
     """The store or the network failed."""
 
@@ -78,6 +82,13 @@ def refuse_over(limit: int, wanted: int, uri: str) -> None:
     """Raises OverLimitError with both numbers if `wanted` bytes are more than `limit`."""
     if wanted > limit:
         raise OverLimitError(errno.EFBIG, f"{wanted:,} bytes, limit {limit:,}", redact(uri))
+
+
+def refuse_other(wanted: str | None, found: str | None, uri: str) -> None:
+    """Raises ConflictError unless the version that is there is the one wanted; None is nothing."""
+    if found != wanted:
+        text = f"wanted {wanted or 'nothing'} there, the store has {found or 'nothing'}"
+        raise ConflictError(errno.EEXIST, text, redact(uri))
 
 
 def loaded(names: Iterable[str]) -> tuple[type[Exception], ...]:
@@ -105,6 +116,7 @@ def _translated(place: str, error: Exception) -> Exception:
         return ConfigError(f"{place}: {text}")
     locked_out = isinstance(error, (PermissionError, *loaded(_LOCKED_OUT)))
     locked_out |= getattr(error, "errno", None) == errno.EACCES  # aiohttp's, about a socket
+    locked_out |= type(error) is OSError and text.startswith("Forbidden: ")  # gcsfs's word for 403
     if locked_out or status in (401, 403) or code in _EXPIRED_CODES:
         return PermissionError(errno.EACCES, text, place)
     if isinstance(error, FileNotFoundError) or status == 404:
