@@ -102,6 +102,8 @@ class Code:
     stage: Stage
     transient: bool
     meaning: str
+    limit: str | None = None
+    """The setting below `limits` that this is over; raised, it lifts the failure."""
 
 
 CODES: dict[str, Code] = {
@@ -113,22 +115,24 @@ CODES: dict[str, Code] = {
     "source_changed": Code("fetch", True, "the source is no longer the version that was planned"),
     "fetch_failed": Code("fetch", True, "the network or the store failed"),
     "bad_uri": Code("fetch", False, "no URI that its store could have"),
-    "source_too_large": Code("fetch", False, "more bytes than limits.max_source_bytes"),
+    "source_too_large": Code("fetch", False, "more bytes than the limit", "max_source_bytes"),
     "not_an_image": Code("decode", False, "no picture format that we know"),
     "decode_failed": Code("decode", False, "the file is broken or cut short"),
     "decode_memory": Code("decode", True, "the node ran out of memory"),
-    "decode_memory_limit": Code("decode", False, "more memory to decode than limits.decode_bytes"),
-    "decode_timeout": Code("decode", False, "more time to decode than limits.decode_s"),
+    "decode_memory_limit": Code("decode", False, "more memory to decode", "decode_bytes"),
+    "decode_timeout": Code("decode", False, "more time to decode", "decode_s"),
     # The same bytes, in a fresh process as well: not before the codec is mended.
     "decoder_crash": Code("decode", False, "the decoder's process died of it"),
     "unsupported_format": Code("decode", False, "a picture format that is not read yet"),
     "unsupported_depth": Code("decode", False, "more than 16 bits a sample, or no plain integers"),
     "unsupported_colour": Code("decode", False, "CMYK, Lab or another colour model"),
     "unsupported_frames": Code("decode", False, "an animation or several pages"),
-    "input_too_large": Code("decode", False, "more pixels than limits.max_input_pixels"),
-    "too_many_pages": Code("decode", False, "more pages than limits.max_pages"),
-    "metadata_too_large": Code("decode", False, "more metadata than limits.max_metadata_bytes"),
-    "output_too_large": Code("encode", False, "more pixels than the limits or the format allow"),
+    "input_too_large": Code("decode", False, "more pixels of a source", "max_input_pixels"),
+    "too_many_pages": Code("decode", False, "more pages", "max_pages"),
+    "metadata_too_large": Code("decode", False, "more metadata", "max_metadata_bytes"),
+    "output_too_large": Code(
+        "encode", False, "more pixels than the limit, or a format's own", "max_output_pixels"
+    ),
     "output_depth": Code("encode", False, "more bits a sample than the format has (policy.depth)"),
     "output_pages": Code("encode", False, "more pages than the format has"),
     "device_memory": Code("upscale", True, "does not fit the device even in the smallest strips"),

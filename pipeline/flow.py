@@ -136,6 +136,7 @@ def _plan(session: Session, found: Manifest) -> Work:
         limit=config.limit,
         refused=refused,
         difference=session.difference,
+        raised=session.raised,
     )
     seen = [found.sources[name].null_count for name in ("version", "size")]
     versioned = min(seen) < found.sources.num_rows

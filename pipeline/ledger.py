@@ -54,6 +54,17 @@ class Ledger:
         except ValueError as error:
             raise FatalError(f"{self.uri}/{name} is damaged: {error}") from error
 
+    def read_yaml(self, name: str) -> dict[str, Any]:
+        """A YAML file of the report by its relative name, empty where there is none."""
+        import yaml  # here and not above: most runs read none
+
+        try:
+            return yaml.safe_load(self._store.read(join(self.uri, name)))
+        except FileNotFoundError:
+            return {}
+        except yaml.YAMLError as error:
+            raise FatalError(f"{self.uri}/{name} is damaged: {error}") from error
+
     def set_head(self, head: Mapping[str, Any]) -> None:
         """Replaces `latest.json`."""
         self.write_json("latest.json", head)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from pipeline import uris
-from pipeline.errors import ConfigError
+from pipeline.errors import CODES, ConfigError
 from pipeline.records import ITEM_SCHEMA
 
 pc: Any = pyarrow.compute  # its functions are made at run time, no checker knows them
@@ -39,6 +39,8 @@ FORMATS = {
 # they hold.
 _SUFFIXES = {"png": ".png", "jpeg": ".jpg", "tiff": ".tif", "webp": ".webp"}
 _OTHERS = (".avif", ".jfif")
+
+_LIMITED = [name for name, code in CODES.items() if code.limit]
 
 _BLOCK_S = 20
 _BLOCK_ROWS = (1, 1024)
@@ -143,12 +145,14 @@ def remaining(
     limit: int | None = None,
     refused: Collection[str] = (),
     difference: Callable[[str], str] = lambda digest: f"recipe {digest[:12]}",
+    raised: Callable[[str], Collection[str]] = lambda run_id: (),
 ) -> Remaining:
     """What of the items is left to do, given the report's latest view.
 
     latest: OUTCOME_SCHEMA, one row a key. recipe: digest of this run's. on_change, retry_failed,
     limit: as configured. refused: ids of items that the plan refuses now; what it refused before
     and does not any more is tried. difference: says how another recipe differs from this one.
+    raised: codes of failures by limits that were lower in an earlier run; those are tried, too.
     Raises ConfigError where results of another recipe exist and on_change is `refuse`.
     """
     known = _known(items, latest)
@@ -170,7 +174,7 @@ def remaining(
         pc.equal(known["error_stage"], "plan"),
         pc.invert(pc.is_in(known["item_id"], pa.array(list(refused), pa.string()))),
     )
-    failed = pc.and_(failed, pc.invert(_true(lifted)))
+    failed = pc.and_(failed, pc.invert(pc.or_(_true(lifted), _raised(known, raised))))
     if retry_failed == "all":
         failed = pc.and_(failed, False)
     elif retry_failed == "transient":
@@ -314,6 +318,8 @@ def _known(items: pa.Table, latest: pa.Table) -> pa.Table:
         "item_id": "known_id",
         "recipe": "known_recipe",
         "attempts": "known_attempts",
+        "error_code": "error_code",
+        "run_id": "known_run",
         "output_uri": "known_output",
         "output_sha256": "known_sha256",
         "status": "status",
@@ -325,6 +331,18 @@ def _known(items: pa.Table, latest: pa.Table) -> pa.Table:
         "row", pa.array(range(items.num_rows), pa.int64())
     )
     return ordered.join(view, keys="key", join_type="left outer").sort_by("row")
+
+
+def _raised(known: pa.Table, raised: Callable[[str], Collection[str]]) -> Any:
+    """Which rows failed by a limit that was lower in their run."""
+    by_limit = pc.is_in(known["error_code"], pa.array(_LIMITED, pa.string()))
+    runs = cast(list[str], pc.unique(known.filter(by_limit)["known_run"]).to_pylist())
+    found: Any = pa.array([False] * known.num_rows, pa.bool_())
+    for run_id in runs:
+        codes = pa.array(list(raised(run_id)), pa.string())
+        mine = pc.and_(pc.equal(known["known_run"], run_id), pc.is_in(known["error_code"], codes))
+        found = pc.or_(found, _true(mine))
+    return found
 
 
 def _with(items: pa.Table, name: str, values: Any) -> pa.Table:

@@ -1,5 +1,6 @@
 """What one run is: its name, its places, its recipe, and what it notes about itself."""
 
+import math
 import os
 import platform
 import time
@@ -14,6 +15,7 @@ from typing import Any, cast
 from pipeline import __version__, local, uris
 from pipeline import config as configuration
 from pipeline.config import Device, Precision, Side, SourceSide, UpscaleConfig
+from pipeline.errors import CODES
 from pipeline.ledger import Ledger
 from pipeline.models import zoo
 from pipeline.models.zoo import ModelSpec
@@ -126,6 +128,16 @@ class Session:
             f"{n}: {before.get(n, '-')} before, {self.recipe.get(n, '-')} now" for n in names
         )
         return ", ".join(changes)
+
+    def raised(self, run_id: str) -> frozenset[str]:
+        """Codes of failures by limits that are higher now than they were in an earlier run."""
+        before = self.ledger.read_yaml(f"runs/{run_id}/config.yaml").get("limits", {})
+        now = self.config.limits.model_dump()
+        return frozenset(
+            name
+            for name, code in CODES.items()
+            if code.limit and before.get(code.limit, math.inf) < now[code.limit]
+        )
 
     def open_report(self) -> None:
         """Writes down what the run is, before it starts; tidies up after runs that died."""

@@ -228,6 +228,29 @@ def test_what_the_plan_refused_is_tried_when_it_does_not_any_more():
     assert left(table, fetched).failed == 1
 
 
+def test_failures_by_a_limit_are_tried_where_it_has_been_raised():
+    table = items({"uri": "s3://b/a.png"}, {"uri": "s3://b/b.png"}, {"uri": "s3://b/c.png"})
+    rows = outcomes(table, status="failed", error_class="permanent", error_stage="decode")
+    codes = ("too_many_pages", "decode_timeout", "decode_failed")
+    rows = pa.Table.from_pylist(
+        [
+            row | {"error_code": code, "run_id": "one"}
+            for row, code in zip(rows.to_pylist(), codes, strict=True)
+        ],
+        schema=OUTCOME_SCHEMA,
+    )
+    asked = []
+
+    def raised(run_id):
+        asked.append(run_id)
+        return {"too_many_pages"} if run_id == "one" else {"decode_timeout"}
+
+    found = left(table, rows, raised=raised)
+    assert (found.todo["uri"].to_pylist(), found.failed) == (["s3://b/a.png"], 2)
+    assert asked == ["one"]
+    assert left(table, rows).failed == 3
+
+
 def test_what_is_done_again_knows_the_result_that_the_report_has_in_its_place():
     table = items({"uri": "s3://b/a.png", "version": "1"})
     assert left(table, NOTHING).todo["made_sha256"].to_pylist() == [None]

@@ -209,6 +209,17 @@ def test_a_bad_row_is_a_failed_row_and_costs_no_worker(runs):
     assert "no public address" in refused["error_message"]
 
 
+def test_a_raised_limit_lifts_what_it_refused(runs):
+    places = ["--manifest", runs.folder / "in", "--output", runs.folder / "out"]
+    (path,) = pictures(runs.folder / "in", 1)
+    pixels = "--limits.max-input-pixels"
+    assert "1 x input_too_large" in runs.upscale(*places, pixels, "767", code=3)
+    for same in ("767", "766"):
+        assert "1 failed before" in runs.upscale(*places, pixels, same, "--dry-run")
+    runs.upscale(*places, pixels, "768")
+    assert report(runs.folder / "out")[path.name]["status"] == "done"
+
+
 def test_formats_and_sizes_are_as_asked(runs):
     source = runs.folder / "in"
     source.mkdir()
