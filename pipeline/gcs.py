@@ -32,16 +32,13 @@ def put(
     """One upload. replaces: as `Store.publish`; a version is compared right before it."""
     said: dict[str, Any] = {"content_type": content_type, "metadata": dict(metadata)}
     said = {name: value for name, value in said.items() if value}
+    if replaces not in (None, ANYTHING):
+        refuse_other(replaces, _version(fs, uri), uri)
     try:
-        if replaces is None:
-            fs.pipe_file(uri, data, mode="create", **said)
-            return
+        fs.pipe_file(uri, data, mode="overwrite" if replaces else "create", **said)
     except FileExistsError as error:
         text = "wanted nothing there, the store has something"
         raise ConflictError(errno.EEXIST, text, redact(uri)) from error
-    if replaces != ANYTHING:
-        refuse_other(replaces, _version(fs, uri), uri)
-    fs.pipe_file(uri, data, **said)
 
 
 def _version(fs: Any, uri: str) -> str | None:
