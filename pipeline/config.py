@@ -84,7 +84,12 @@ class Limits(Section):
         default=64 * 2**20, ge=0, description="bytes of EXIF, XMP, IPTC and ICC profile of a source"
     )
     max_pages: int = Field(default=1000, ge=1, description="pages of a TIFF")
-    decode_s: float = Field(default=60, gt=0, description="seconds that a decode may take")
+    decode_s: float = Field(
+        default=60,
+        gt=0,
+        description="seconds for all that is read of a file, for each max_input_pixels "
+        "of its pages",
+    )
     decode_bytes: int = Field(
         default=8 * 2**30, ge=2**26, description="bytes of memory that a decode may take"
     )
