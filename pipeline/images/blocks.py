@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from pipeline.errors import TooLargeError
 from pipeline.images import exif, png_text, pnm, profiles, tiff_tags, xmp, xmp_edit
+from pipeline.images.ifd import Data
 from pipeline.images.levels import palette_channels
 from pipeline.images.walk import (
     APP0,
@@ -123,7 +124,7 @@ class Blocks:
         return data if inflater.eof else None
 
 
-def find(data: bytes, format: str, *, page: int, limit: int) -> Blocks:
+def find(data: Data, format: str, *, page: int, at: int = 0, limit: int) -> Blocks:
     """The blocks of a file. Raises TooLargeError."""
     blocks = Blocks(limit)
     finders: dict[str, Callable[[bytes, Blocks], None]] = {
@@ -136,8 +137,9 @@ def find(data: bytes, format: str, *, page: int, limit: int) -> Blocks:
         "pnm": _in_pnm,
     }
     if format == "tiff":
-        _in_tiff(data, blocks, page)
+        _in_tiff(data, blocks, page, at)
     elif format in finders:
+        assert isinstance(data, bytes), "only a TIFF is mapped"
         finders[format](data, blocks)
     return blocks
 
@@ -317,9 +319,9 @@ def _in_webp(data: bytes, blocks: Blocks) -> None:
             blocks.warn("blocks_dropped")
 
 
-def _in_tiff(data: bytes, blocks: Blocks, page: int) -> None:
+def _in_tiff(data: Data, blocks: Blocks, page: int, at: int) -> None:
     try:
-        tags = tiff_tags.read(data, page, blocks.take)
+        tags = tiff_tags.read(data, page, blocks.take, at=at)
     except exif.BrokenExifError:
         blocks.warn("exif_broken")
         return

@@ -36,6 +36,7 @@ from pipeline.images import (
     read_tiff,
     webp,
 )
+from pipeline.images.ifd import Data, Place
 from pipeline.images.image import Facts, Image, Metadata, Samples, eight_bit
 
 _CONVERTED = ("cmyk", "ycck", "lab")
@@ -58,7 +59,13 @@ class _Decoded:
     warnings: tuple[str, ...] = ()
 
 
-def probe(data: bytes, limits: Limits, policy: Policy, *, page: int = 0) -> Facts:
+def places(data: Data) -> tuple[Place, ...]:
+    """Where a TIFF's pages are found; of other files nothing. Errors as of `probe`."""
+    with _codec_boundary(data):
+        return tuple(read_tiff.places(data)) if header.sniff(data) == "tiff" else ()
+
+
+def probe(data: Data, limits: Limits, policy: Policy, *, page: int = 0) -> Facts:
     """What the header says of the picture that a file holds; no sample is decoded.
 
     data: the whole file. page: of a TIFF, counted from 0.
@@ -70,7 +77,7 @@ def probe(data: bytes, limits: Limits, policy: Policy, *, page: int = 0) -> Fact
         return facts
 
 
-def probe_pages(data: bytes, limits: Limits, policy: Policy) -> tuple[Facts, ...]:
+def probe_pages(data: Data, limits: Limits, policy: Policy) -> tuple[Facts, ...]:
     """The same of every page; of what is no TIFF there is one. Errors as of `probe`."""
     with _codec_boundary(data):
         found = header.all_facts(data)
@@ -79,19 +86,25 @@ def probe_pages(data: bytes, limits: Limits, policy: Policy) -> tuple[Facts, ...
         return tuple(found)
 
 
-def decode(data: bytes, limits: Limits, policy: Policy, *, page: int = 0) -> Image:
-    """The picture that a file holds, the right way up. Arguments and errors as of `probe`."""
+def decode(
+    data: Data, limits: Limits, policy: Policy, *, page: int = 0, place: Place | None = None
+) -> Image:
+    """The picture that a file holds, the right way up. Arguments and errors as of `probe`.
+
+    place: of the page, one of `places`; without it a TIFF's chain of directories is followed.
+    """
     with _codec_boundary(data):
-        facts = header.facts(data, page)
+        if place is None and header.sniff(data) == "tiff":
+            place = read_tiff.place(data, page)
+        facts = header.facts(data, page, place)
         _check(facts, limits, policy)
-        # Between the pages may be thumbnails, whose directories count as well.
-        place = read_tiff.place(data, page) if facts.format == "tiff" else 0
-        said, codes = metadata.read(data, facts.format, page=place, limit=limits.max_metadata_bytes)
-        decoded = _decoded(data, facts, page, accept=policy.truncated == "accept")
+        at, limit = place.at if place else 0, limits.max_metadata_bytes
+        said, codes = metadata.read(data, facts.format, at=at, limit=limit)
+        decoded = _decoded(data, facts, place, accept=policy.truncated == "accept")
         stored = (facts.height, facts.width)
         if decoded.samples.shape[:2] != stored:
             raise DecodeError("decode_failed", f"{decoded.samples.shape} samples, not {stored}")
-        samples, said, converted = _in_rgb(decoded.samples, facts, said, data, page)
+        samples, said, converted = _in_rgb(decoded.samples, facts, said, data, place)
         if facts.alpha == "premultiplied":
             samples = levels.straight(samples)
         if said.dpi and facts.orientation > 4:
@@ -113,7 +126,7 @@ def decode(data: bytes, limits: Limits, policy: Policy, *, page: int = 0) -> Ima
 
 
 @contextmanager
-def _codec_boundary(data: bytes) -> Generator[None]:
+def _codec_boundary(data: Data) -> Generator[None]:
     """Whatever a codec raises inside becomes an ItemError."""
     try:
         yield
@@ -163,14 +176,15 @@ def _check(facts: Facts, limits: Limits, policy: Policy) -> None:
         )
 
 
-def _decoded(data: bytes, facts: Facts, page: int, *, accept: bool) -> _Decoded:
+def _decoded(data: Data, facts: Facts, place: Place | None, *, accept: bool) -> _Decoded:
     """By the codec of the format. accept: what there is of a file that ends too soon."""
+    if place:
+        return _Decoded(*read_tiff.samples(data, place, accept_truncated=accept))
+    assert isinstance(data, bytes), "only a TIFF is mapped"
     if facts.format == "png":
         return _Decoded(*read_png.samples(data, accept_truncated=accept))
     if facts.format == "pnm":
         return _Decoded(*pnm.samples(data, accept_truncated=accept))
-    if facts.format == "tiff":
-        return _Decoded(*read_tiff.samples(data, page, accept_truncated=accept))
     # The decoders of these formats do not always mind.
     whole = facts.format not in _IS_WHOLE or _IS_WHOLE[facts.format](data)
     if not whole and not accept:
@@ -228,14 +242,14 @@ _OPENERS: dict[str, type[PIL.ImageFile.ImageFile]] = {
 
 
 def _in_rgb(
-    samples: NDArray[Any], facts: Facts, said: Metadata, data: bytes, page: int
+    samples: NDArray[Any], facts: Facts, said: Metadata, data: Data, place: Place | None
 ) -> tuple[Samples, Metadata, tuple[str, ...]]:
     """CMYK and Lab as sRGB, which is then the picture's profile; all else as it is."""
     if facts.colour not in _CONVERTED:
         return samples, said, ()
     unfit: tuple[str, ...] = ()
     if facts.colour == "lab":
-        from_zero = facts.format == "jpeg2000" or read_tiff.is_icc_lab(data, page)
+        from_zero = place is None or read_tiff.is_icc_lab(data, place)  # JPEG 2000's are
         made = colour.lab_to_srgb(samples[:, :, :3], from_zero=from_zero)
         rest = samples[:, :, 3:]
     else:

@@ -15,6 +15,7 @@ import PIL.BmpImagePlugin
 
 from pipeline.errors import DecodeError, UnsupportedError
 from pipeline.images import exif, gif, jpeg, jpeg2000, levels, pnm, read_png, read_tiff, webp
+from pipeline.images.ifd import Data, Place
 from pipeline.images.image import Alpha, Colour, Facts
 
 _KEYED: Alpha = "transparent_colour"
@@ -35,22 +36,26 @@ _OTHERS = {
 }
 
 
-def facts(data: bytes, page: int) -> Facts:
+def facts(data: Data, page: int, place: Place | None = None) -> Facts:
     """Facts of a file's picture; of a TIFF those of one page.
 
+    place: where a TIFF's page is found, if that is known.
     Raises DecodeError or UnsupportedError, and what struct raises where the header is cut short.
     """
     kind = sniff(data)
-    if page and kind != "tiff":
+    if kind == "tiff":
+        return _named(read_tiff.facts(data, place or read_tiff.place(data, page)))
+    if page:
         raise DecodeError("decode_failed", f"page {page} of a {kind} file, which has one")
-    return _named(read_tiff.facts(data, page) if kind == "tiff" else _READERS[kind](data))
+    assert isinstance(data, bytes), "only a TIFF is mapped"
+    return _named(_READERS[kind](data))
 
 
-def all_facts(data: bytes) -> list[Facts]:
+def all_facts(data: Data) -> list[Facts]:
     """Facts of every page; what is no TIFF has one. Raises as `facts`."""
     if sniff(data) != "tiff":
         return [facts(data, 0)]
-    return [_named(found) for found in read_tiff.all_facts(data)]
+    return [_named(read_tiff.facts(data, place)) for place in read_tiff.places(data)]
 
 
 def _named(found: Facts) -> Facts:
@@ -59,17 +64,17 @@ def _named(found: Facts) -> Facts:
     return replace(found, mode=f"{found.mode};{found.bit_depth}") if deep else found
 
 
-def sniff(data: bytes) -> str:
+def sniff(data: Data) -> str:
     """The format by a file's first bytes. Raises DecodeError or UnsupportedError."""
-    if data.startswith(read_png.SIGNATURE):
+    if data[:8] == read_png.SIGNATURE:
         return "png"
-    if data.startswith(b"\xff\xd8\xff"):
+    if data[:3] == b"\xff\xd8\xff":
         return "jpeg"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
     if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return "tiff"
-    if data.startswith((jpeg2000.BOXES, jpeg2000.CODESTREAM)):
+    if data[:16].startswith((jpeg2000.BOXES, jpeg2000.CODESTREAM)):
         return "jpeg2000"
     if data[:6] in (b"GIF87a", b"GIF89a"):
         return "gif"
@@ -84,7 +89,7 @@ def sniff(data: bytes) -> str:
     raise DecodeError("not_an_image", _what_it_is(data))
 
 
-def _what_it_is(data: bytes) -> str:
+def _what_it_is(data: Data) -> str:
     if not data:
         return "the file is empty (0 bytes)"
     return f"no picture: {len(data)} bytes that begin with {data[:16]!r}"

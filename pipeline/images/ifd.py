@@ -1,5 +1,6 @@
 """Image file directories: the tables of numbered tags that TIFF and MPF are made of."""
 
+import mmap
 import struct
 from dataclasses import dataclass
 
@@ -17,11 +18,25 @@ _MOST_ENTRIES = 4096  # cameras write some dozens
 _MOST_NUMBERS = 3 * 65_536  # the longest that we ask for is a colour map
 
 
+Data = bytes | mmap.mmap
+"""A file, or a map of one that several processes read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a page is found: whoever knows it need not follow the chain of directories again."""
+
+    at: int
+    """The byte that its directory begins at."""
+    pages: int
+    """Of the file; thumbnails and masks are none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stream:
     """The bytes that directories stand in, from the byte order mark on."""
 
-    data: bytes
+    data: Data
     order: str
     """`<` or `>`, as struct takes it."""
     big: bool
@@ -91,7 +106,7 @@ class Directory:
         return (self.numbers(tag) or (default,))[0]
 
 
-def stream(data: bytes) -> Stream:
+def stream(data: Data) -> Stream:
     """Raises DecodeError or struct.error where the bytes begin in another way."""
     order = _ORDERS.get(data[:2])
     if order is None:
@@ -105,7 +120,7 @@ def stream(data: bytes) -> Stream:
     return Stream(data, order, big=True, first=first)
 
 
-def _beyond(end: int, data: bytes) -> DecodeError:
+def _beyond(end: int, data: Data) -> DecodeError:
     return DecodeError(
         "decode_failed", f"the file ends too soon: a tag reaches byte {end:,} of {len(data):,}"
     )

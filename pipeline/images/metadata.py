@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pipeline.config import Policy
 from pipeline.images import blocks, exif, exif_edit, profiles, xmp, xmp_edit, xmp_stale
 from pipeline.images.exif_edit import Change
+from pipeline.images.ifd import Data
 from pipeline.images.image import Facts, Metadata
 
 SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
@@ -42,15 +43,15 @@ class Provenance:
 
 
 def read(
-    data: bytes, format: str, *, page: int = 0, limit: int
+    data: Data, format: str, *, page: int = 0, at: int = 0, limit: int
 ) -> tuple[Metadata, tuple[str, ...]]:
     """What the file says beside its samples, and the codes of what it says and a result will not.
 
     data: the whole file; format: as in Facts; page: which of a TIFF's directories, from 0,
-    thumbnails included; limit: limits.max_metadata_bytes. Blocks are as they stand, but for
-    extended XMP, which is joined, TIFF's tags, which become a stream of their own, and sRGB that is
-    only named (by PNG, JPEG 2000 and BMP), which becomes a profile; dpi is across and down as
-    stored.
+    thumbnails included, or at: where that begins; limit: limits.max_metadata_bytes. Blocks are as
+    they stand, but for extended XMP, which is joined, TIFF's tags, which become a stream of their
+    own, and sRGB that is only named (by PNG, JPEG 2000 and BMP), which becomes a profile; dpi is
+    across and down as stored.
     What is broken is left out, whatever it is.
     Codes: icc_untagged; {icc,exif,xmp,iptc,text}_broken; exif_repaired: single tags are lost;
     maker_note_moved: of a TIFF, too far from the file's beginning to stay so;
@@ -60,7 +61,7 @@ def read(
     lies beside the samples and has no place in a result.
     Raises TooLargeError.
     """
-    found = blocks.find(data, format, page=page, limit=limit)
+    found = blocks.find(data, format, page=page, at=at, limit=limit)
     profile = _sound_profile(found)
     if profile is None:
         found.warn("icc_untagged")

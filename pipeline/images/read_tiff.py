@@ -5,9 +5,9 @@ YCbCr outside of JPEG, and old-style JPEG.
 """
 
 import io
+import struct
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import PIL.TiffImagePlugin
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import DecodeError, TooLargeError, UnsupportedError
 from pipeline.images import tiff_parts
-from pipeline.images.ifd import Directory, stream
+from pipeline.images.ifd import Data, Directory, Place, stream
 from pipeline.images.image import Alpha, Colour, Facts, Samples
 from pipeline.images.levels import full_range
 
@@ -49,39 +49,36 @@ _MOST_ENTRIES = 2**22
 _MOST_SAMPLES = 16
 
 
-@dataclass(frozen=True, slots=True)
-class _Page:
-    """One picture's directory."""
-
-    directory: Directory
-    index: int
-    """In the file's chain, which may hold thumbnails and masks between the pages."""
-    pages: int
-
-
-def facts(data: bytes, page: int) -> Facts:
-    """Of one page. Raises DecodeError, TooLargeError or UnsupportedError."""
-    return _facts(_page(data, page))
+def places(data: Data) -> list[Place]:
+    """Of every page. Raises DecodeError where the chain of directories is broken, or a circle;
+    TooLargeError or UnsupportedError."""
+    found = [(at, directory) for at, directory in _directories(data) if _is_page(directory)]
+    if not found:
+        raise UnsupportedError(
+            "unsupported_format", "a TIFF of thumbnails only; a camera's raw file perhaps"
+        )
+    if any(directory.count(_DNG) for _, directory in found):
+        raise UnsupportedError("unsupported_format", "DNG, a camera's raw file, is not read")
+    return [Place(at, len(found)) for at, _ in found]
 
 
-def all_facts(data: bytes) -> list[Facts]:
-    """Of every page. Raises as `facts`."""
-    return [_facts(page) for page in _pages(data)]
+def place(data: Data, page: int) -> Place:
+    """Of one page, from 0. Raises as `places`."""
+    found = places(data)
+    if page >= len(found):
+        raise DecodeError("decode_failed", f"page {page} of {len(found)}, counted from 0")
+    return found[page]
 
 
-def place(data: bytes, page: int) -> int:
-    """Where in the file's chain of directories a page stands. Raises as `facts`."""
-    return _page(data, page).index
-
-
-def _facts(found: _Page) -> Facts:
-    tags = found.directory
+def facts(data: Data, place: Place) -> Facts:
+    """Of one page. Raises DecodeError or UnsupportedError."""
+    tags = stream(data).directory(place.at)
     colour, mode, _ = _colour(tags)
     depth = _bits(tags)
     if colour == "gray" and depth == 1:
         colour, mode = "bilevel", "1"
-    place, _ = _extra(tags)
-    alpha = _ALPHAS[tags.numbers(_EXTRA)[place]] if place is not None else "none"
+    kept, _ = _extra(tags)
+    alpha = _ALPHAS[tags.numbers(_EXTRA)[kept]] if kept is not None else "none"
     # A palette beside other colours means nothing, and may be broken.
     channels = _palette(tags)[1] if colour == "palette" else _CHANNELS.get(colour, 3)
     turned = tags.number(_ORIENTATION, 1)
@@ -89,10 +86,10 @@ def _facts(found: _Page) -> Facts:
         "tiff",
         mode + {"none": "", "straight": "A", "premultiplied": "a"}[alpha],
         depth,
-        found.pages,
+        place.pages,
         tags.number(_WIDTH, 0),
         tags.number(_HEIGHT, 0),
-        channels + (place is not None),
+        channels + (kept is not None),
         colour,
         alpha,
         turned if 1 <= turned <= 8 else 1,
@@ -100,33 +97,32 @@ def _facts(found: _Page) -> Facts:
 
 
 def samples(
-    data: bytes, page: int, *, accept_truncated: bool
+    data: Data, place: Place, *, accept_truncated: bool
 ) -> tuple[Samples, bool, tuple[str, ...]]:
     """(height, width, channels) in full range, whether strips or tiles were missing, warnings.
 
     As stored but for palettes, which are resolved, gray whose zero is white, which is inverted,
     and YCbCr, which is RGB. Missing parts are black. Raises DecodeError.
     """
-    found = _page(data, page)
-    tags = found.directory
+    tags = stream(data).directory(place.at)
     depth, (colour, _, _) = _bits(tags), _colour(tags)
     compression = tags.number(_COMPRESSION, 1)
     if compression == _OLD_JPEG or (
         compression != _JPEG and tags.number(_PHOTOMETRIC, -1) == _YCBCR
     ):
-        return _by_libtiff(data, found.index), False, ()
+        return _by_libtiff(data, place.at), False, ()
     stored, missing = tiff_parts.samples(
-        data, found.directory, found.index, depth, accept_truncated=accept_truncated
+        data, tags, place.at, depth, accept_truncated=accept_truncated
     )
     levels = full_range(stored, 2**depth - 1) if colour != "palette" else stored
     if colour == "palette":
         levels = _palette(tags)[0][stored[:, :, 0]]
     elif tags.number(_PHOTOMETRIC, 1) == _WHITE_IS_ZERO:
         levels[:, :, 0] = np.iinfo(levels.dtype).max - levels[:, :, 0]
-    place, spare = _extra(tags)
+    kept, spare = _extra(tags)
     wanted = [*range(_colour(tags)[2])]
-    if place is not None:
-        wanted.append(wanted[-1] + 1 + place)
+    if kept is not None:
+        wanted.append(wanted[-1] + 1 + kept)
     if colour == "palette":
         return levels, missing, ("extra_samples_dropped",) * bool(spare)
     if spare:
@@ -134,37 +130,14 @@ def samples(
     return levels, missing, ("extra_samples_dropped",) * bool(spare)
 
 
-def is_icc_lab(data: bytes, page: int) -> bool:
+def is_icc_lab(data: Data, place: Place) -> bool:
     """Whether Lab's a and b are stored from 0 on and not around it."""
-    return _page(data, page).directory.number(_PHOTOMETRIC, _CIELAB) == _ICCLAB
+    return stream(data).directory(place.at).number(_PHOTOMETRIC, _CIELAB) == _ICCLAB
 
 
-def _page(data: bytes, page: int) -> _Page:
-    """Raises as `_pages`."""
-    pages = _pages(data)
-    if page >= len(pages):
-        raise DecodeError("decode_failed", f"page {page} of {len(pages)}, counted from 0")
-    return pages[page]
-
-
-def _pages(data: bytes) -> list[_Page]:
-    """Raises DecodeError where the chain of directories is broken, or a circle."""
-    pages = [
-        (index, directory)
-        for index, directory in enumerate(_directories(data))
-        if _is_page(directory)
-    ]
-    if not pages:
-        raise UnsupportedError(
-            "unsupported_format", "a TIFF of thumbnails only; a camera's raw file perhaps"
-        )
-    if any(directory.count(_DNG) for _, directory in pages):
-        raise UnsupportedError("unsupported_format", "DNG, a camera's raw file, is not read")
-    return [_Page(directory, index, len(pages)) for index, directory in pages]
-
-
-def _directories(data: bytes) -> Iterator[Directory]:
-    """The chain, which a broken or hostile file may lead in a circle or through itself."""
+def _directories(data: Data) -> Iterator[tuple[int, Directory]]:
+    """The chain, each with its place; a broken or hostile file may lead it in a circle or through
+    itself."""
     source, seen, entries = stream(data), set[int](), 0
     at = source.first
     if not at:
@@ -178,7 +151,7 @@ def _directories(data: bytes) -> Iterator[Directory]:
         if len(seen) > _MOST_DIRECTORIES or entries > _MOST_ENTRIES:
             message = f"more than {_MOST_DIRECTORIES:,} directories or {_MOST_ENTRIES:,} tags"
             raise TooLargeError("too_many_pages", f"{message} in a TIFF")
-        yield directory
+        yield at, directory
         at = directory.following
 
 
@@ -246,13 +219,17 @@ def _palette(tags: Directory) -> tuple[NDArray[np.uint8], int]:
     return colours[:channels].T.astype(np.uint8), channels
 
 
-def _by_libtiff(data: bytes, index: int) -> Samples:
+def _by_libtiff(data: Data, at: int) -> Samples:
+    # Pillow would follow the chain once more, so it begins with the page.
+    source = stream(data)
+    head = slice(8, 16) if source.big else slice(4, 8)
+    first = struct.pack(source.order + ("Q" if source.big else "I"), at)
+    begins_there = b"".join((data[: head.start], first, data[head.stop :]))
     with (
         # For all threads, but few files come this way, and children that decode have one thread.
         warnings.catch_warnings(action="ignore"),
-        PIL.TiffImagePlugin.TiffImageFile(io.BytesIO(data)) as opened,
+        PIL.TiffImagePlugin.TiffImageFile(io.BytesIO(begins_there)) as opened,
     ):
-        opened.seek(index)
         # Pillow turns a page by its tag or its XMP as it loads it; `decode` turns every picture.
         opened.getexif()[_ORIENTATION] = 1
         return np.asarray(opened.convert("RGB"), np.uint8)

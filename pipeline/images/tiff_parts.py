@@ -5,7 +5,7 @@ import logging
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 import tifffile
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import DecodeError, UnsupportedError
 from pipeline.images import jpeg, jpeg2000, webp
-from pipeline.images.ifd import Directory
+from pipeline.images.ifd import Data, Directory
 
 _WIDTH, _HEIGHT, _COMPRESSION = 256, 257, 259
 _STRIPS, _SAMPLES, _ROWS, _PLANAR = 273, 277, 278, 284
@@ -27,19 +27,20 @@ _LZW_END = 257
 
 
 def samples(
-    data: bytes, tags: Directory, place: int, depth: int, *, accept_truncated: bool
+    data: Data, tags: Directory, at: int, depth: int, *, accept_truncated: bool
 ) -> tuple[NDArray[Any], bool]:
     """(height, width, samples) as stored, and whether some strip or tile was not there.
 
-    tags: the page's directory. place: its own in the file's chain. depth: bits a sample, up to 16.
+    tags: the page's directory. at: the byte that it begins at. depth: bits a sample, up to 16.
     Raises DecodeError or UnsupportedError, and what codecs raise.
     """
     _check(tags)
     # It tells what it thinks of a file at length; what matters raises.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
-    with tifffile.TiffFile(io.BytesIO(data)) as opened:
-        page = opened.pages[place]
-        assert isinstance(page, tifffile.TiffPage)
+    file = io.BytesIO(data) if isinstance(data, bytes) else cast(IO[bytes], data)
+    with tifffile.TiffFile(file) as opened:
+        opened.filehandle.seek(at)  # not by its number: that follows the chain
+        page = tifffile.TiffPage(opened, index=0)
         planes = page.samplesperpixel if page.planarconfig == 2 else 1
         shape = (planes, page.imagelength, page.imagewidth, page.samplesperpixel // planes)
         result = np.zeros(shape, np.uint8 if depth <= 8 else np.uint16)
@@ -55,7 +56,7 @@ def samples(
 
 
 def _decode(
-    data: bytes, page: tifffile.TiffPage, index: int, result: NDArray[Any], *, accept: bool
+    data: Data, page: tifffile.TiffPage, index: int, result: NDArray[Any], *, accept: bool
 ) -> bool:
     """One strip or tile, into its place; whether its end was missing (accept: then what there is).
 

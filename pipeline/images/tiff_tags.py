@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from pipeline.images import exif
 from pipeline.images.exif import Order, Value
+from pipeline.images.ifd import Data
 
 XMP, IPTC, PHOTOSHOP, ICC, C2PA = 700, 33723, 34377, 34675, 52545
 BLOCKS = frozenset({XMP, IPTC, PHOTOSHOP, ICC})
@@ -55,14 +56,15 @@ class Tags:
     """Whether the maker note stands elsewhere in `exif` than in the file: its offsets may fail."""
 
 
-def read(data: bytes, page: int, take: Callable[[int], None]) -> Tags:
+def read(data: Data, page: int, take: Callable[[int], None], *, at: int = 0) -> Tags:
     """The tags of a page, from 0.
 
+    at: where its directory begins, if that is known; then the page's number is not looked at.
     take: told the size of every value before it is read; raises what its caller wants raised.
     Raises exif.BrokenExifError if there is no such page.
     """
     file = _File(data, take)
-    table = file.table(file.page(page))
+    table = file.table(at or file.page(page))
     tables = {"ifd0": table}
     for name, (parent, tag) in exif.POINTERS.items():
         at = file.pointer(tables.get(parent, {}).get(tag))
@@ -113,7 +115,7 @@ class _Entry:
 class _File:
     """A TIFF file, and what was wrong with it so far."""
 
-    def __init__(self, data: bytes, take: Callable[[int], None]) -> None:
+    def __init__(self, data: Data, take: Callable[[int], None]) -> None:
         orders: dict[bytes, tuple[Order, bool]] = {
             b"II*\0": ("<", False),
             b"MM\0*": (">", False),
