@@ -8,10 +8,15 @@ it was given.
 
 Headers are read there too: parsers of headers follow chains of pages, and WebP's takes memory for
 the whole picture.
+
+Isolated are crashes, hangs, memory and the environment's credentials, and what comes back is data
+and never code. The user, the file system and the network are not: see `child`.
 """
 
+import errno
 import os
 import queue
+import re
 import signal
 import socket
 import struct
@@ -19,9 +24,10 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
 from pipeline.config import Limits, Policy
@@ -29,10 +35,12 @@ from pipeline.errors import DecodeError, FatalError, ItemError, TooLargeError
 from pipeline.images import child as child_program
 from pipeline.images import wire
 from pipeline.images.child import NO_MEMORY
+from pipeline.images.ifd import Place
 from pipeline.images.image import Facts, Image, Samples
-from pipeline.images.wire import Head
+from pipeline.images.wire import Head, Shared
 
 _START_S, _EXIT_S = 120, 1
+_START_PAUSES_S = (0.5, 1, 2, 4)
 _PIPE_BYTES = 2**20  # a small picture fits: its child is done when it is decoded
 _HEAD_BYTES = 2**20  # of an answer, beside the metadata
 _KEPT = ("PATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
@@ -47,6 +55,8 @@ _GIVEN = {
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
     "MALLOC_TRIM_THRESHOLD_": str(2**26),
 }
+# What the loader and the interpreter say where there is no memory.
+_SAYS_NO_MEMORY = re.compile("MemoryError|[Cc]annot allocate memory|failed to map segment")
 # What an earlier picture may be guilty of, by the state that it left its child in.
 _INHERITED = ("decoder_crash", "decode_memory_limit")
 
@@ -65,14 +75,16 @@ class Sandbox:
         *,
         decoder: str = "pipeline.images.decode",
         lifetime: int = 5000,
+        start_pauses_s: Sequence[float] = _START_PAUSES_S,
     ) -> None:
-        """decoder: the module whose `probe`, `probe_pages` and `decode` the children call.
+        """decoder: the module whose `probe`, `probe_pages`, `places` and `decode` children call.
 
         lifetime: requests after which a child is replaced, and with it what codecs leak and leave
         in pieces; a start takes as long as decoding 100 small pictures.
+        start_pauses_s: before a start is tried again that failed for want of memory.
         """
         self._limits = limits
-        self._starter = _Starter(limits, policy, decoder)
+        self._starter = _Starter(limits, policy, decoder, start_pauses_s)
         self._children = [_Child(self._starter, lifetime) for _ in range(count)]
         # Last in, first out: no more of them are started than the load needs.
         self._free = queue.LifoQueue[_Child]()
@@ -127,7 +139,9 @@ class File:
     """
 
     def __init__(self, ask: "Callable[[_Request[Any]], Any]", data: bytes, limits: Limits) -> None:
-        self._ask, self._data, self._limits = ask, data, limits
+        self._ask, self._limits = ask, limits
+        self._data: bytes | Shared = data
+        self._places: tuple[Place | None, ...] = ()
         self._time = _Time(limits.decode_s)
 
     def probe(self, page: int = 0) -> Facts:
@@ -136,7 +150,9 @@ class File:
 
     def probe_pages(self) -> tuple[Facts, ...]:
         """What is said of each page. Errors as of `decode`."""
-        pages = self._answer({"do": "probe_pages"}, wire.pages_of)
+        pages, self._places = self._answer({"do": "probe_pages"}, wire.pages_of)
+        if any(self._places) and sys.platform == "linux":
+            self._share()
         pixels = sum(page.width * page.height for page in pages)
         share = max(1, pixels / self._limits.max_input_pixels)
         self._time.limit = self._limits.decode_s * share
@@ -146,9 +162,20 @@ class File:
         """The picture, or one page. Waits for a free child.
 
         Raises what the decoder raises; TooLargeError over `limits.decode_s` or
-        `limits.decode_bytes`; DecodeError if the child died; FatalError if none can be started.
+        `limits.decode_bytes`, and where the node has no memory; DecodeError if the child died;
+        FatalError if none can be started for another reason.
         """
-        return self._answer({"do": "decode", "page": page}, wire.image_of)
+        place = self._places[page] if page < len(self._places) else None
+        asked = {"do": "decode", "page": page, "place": place and asdict(place)}
+        return self._answer(asked, wire.image_of)
+
+    def _share(self) -> None:
+        """Many pages are asked of it: then it is handed over once, and not with each of them."""
+        try:
+            self._data = Shared(self._data) if isinstance(self._data, bytes) else self._data
+        except OSError as error:
+            message = f"no memory to share {len(self._data):,} bytes ({error.strerror})"
+            raise TooLargeError("decode_memory", message) from error
 
     def _answer(self, head: Head, read: Callable[[Head, Samples | None], T]) -> T:
         return self._ask(_Request(head, self._data, read, self._time))
@@ -165,7 +192,7 @@ class _Time:
 @dataclass(frozen=True, slots=True)
 class _Request(Generic[T]):
     head: Head
-    data: bytes
+    data: bytes | Shared
     read: Callable[[Head, Samples | None], T]
     """Makes of an answer what it says. Raises ValueError and the like if it says nothing."""
     time: _Time
@@ -215,8 +242,10 @@ class _Starter:
     """Starts processes, in a thread of its own: the kernel ends a process that asked to die with
     its parent together with the thread that started it."""
 
-    def __init__(self, limits: Limits, policy: Policy, decoder: str) -> None:
-        self._limits = limits
+    def __init__(
+        self, limits: Limits, policy: Policy, decoder: str, pauses_s: Sequence[float]
+    ) -> None:
+        self._limits, self._pauses_s = limits, pauses_s
         self._settings = {
             "decoder": decoder,
             "limits": limits.model_dump(),
@@ -225,14 +254,37 @@ class _Starter:
         self._thread = ThreadPoolExecutor(1, "sandbox")
 
     def start(self) -> "_Process":
-        """Raises FatalError if the process does not come up."""
-        process = _Process(*self._thread.submit(_popen).result(), self._limits)
+        """Raises FatalError if the process does not come up; TooLargeError where the node has no
+        memory for it, also after some pauses in which others may have given some back."""
+        for pause_s in self._pauses_s:
+            try:
+                return self._started()
+            except _NoMemoryError:
+                time.sleep(pause_s)
+        try:
+            return self._started()
+        except _NoMemoryError as error:
+            message = f"{error}; tried {1 + len(self._pauses_s)} times"
+            raise TooLargeError("decode_memory", message) from error
+
+    def _started(self) -> "_Process":
+        try:
+            popen, pipe = self._thread.submit(_popen).result()
+        except OSError as error:
+            if error.errno not in (errno.ENOMEM, errno.EAGAIN):
+                raise FatalError(f"a decoder process does not start: {error}") from error
+            raise _NoMemoryError(f"a decoder process does not start ({error.strerror})") from error
+        process = _Process(popen, pipe, self._limits)
         process.greet(self._settings)
         return process
 
     def close(self) -> None:
         """Ends what was started, too."""
         self._thread.shutdown()
+
+
+class _NoMemoryError(Exception):
+    """A process could not be started now; it may be later."""
 
 
 class _Process:
@@ -247,15 +299,21 @@ class _Process:
         self._popen, self._pipe, self._limits = popen, pipe, limits
 
     def greet(self, settings: Head) -> None:
-        """Hands over the settings. Raises FatalError if the process does not come up."""
+        """Hands over the settings. Raises FatalError if the process does not come up, or
+        _NoMemoryError."""
         try:
             wire.send(self._pipe, settings)
             self._receive(time.monotonic() + _START_S)
         except (OSError, EOFError) as error:
+            with suppress(subprocess.TimeoutExpired):
+                self._popen.wait(_EXIT_S)
+            status = self._popen.returncode  # before we kill it, as the kernel may have
             self.end()
             assert self._popen.stderr
             said = self._popen.stderr.read().decode(errors="replace").strip().rpartition("\n")[2]
             message = f"a decoder process does not start (status {self._popen.returncode}): {said}"
+            if status in (-signal.SIGKILL, NO_MEMORY) or _SAYS_NO_MEMORY.search(said):
+                raise _NoMemoryError(message) from error
             raise FatalError(message) from error
         finally:
             if self._popen.stderr:

@@ -4,10 +4,13 @@ A child may be taken over by what it decodes. So nothing that it says can run co
 could, and it is held to what an answer may be.
 """
 
+import fcntl
 import json
 import math
+import os
 import socket
 import struct
+import weakref
 from base64 import b64decode, b64encode
 from dataclasses import fields, is_dataclass
 from typing import Any, cast, get_args
@@ -15,6 +18,7 @@ from typing import Any, cast, get_args
 import numpy as np
 
 from pipeline.errors import CODES, ItemError
+from pipeline.images.ifd import Place
 from pipeline.images.image import Alpha, Colour, Facts, Image, Metadata, Samples, check
 
 Head = dict[str, Any]
@@ -26,12 +30,40 @@ _KINDS = {"uint8": np.uint8, "uint16": np.uint16}
 _ERRORS = {kind.__name__: kind for kind in ItemError.__subclasses__()}
 
 
-def send(pipe: socket.socket, head: Head, body: bytes | memoryview = b"") -> None:
-    """Writes one message."""
-    said = json.dumps(head, default=_as_json).encode()
-    pipe.sendall(FRAME.pack(len(said), len(body)) + said)
+class Shared:
+    """A file that each child maps: nothing of it goes through a pipe, however often it is asked of.
+
+    It is sealed: a child that is taken over cannot change it for the next.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        """Linux only. Raises OSError where there is no memory."""
+        self.descriptor = os.memfd_create("picture", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        weakref.finalize(self, os.close, self.descriptor)
+        self._bytes = len(data)
+        with open(self.descriptor, "wb", closefd=False) as file:
+            file.write(data)
+        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, seals)
+
+    def __len__(self) -> int:
+        return self._bytes
+
+
+def send(pipe: socket.socket, head: Head, body: bytes | memoryview | Shared = b"") -> None:
+    """Writes one message; behind one with a shared file comes a byte that has its descriptor."""
+    if isinstance(body, Shared):
+        _send_said(pipe, head | {"shared": True}, 0)
+        socket.send_fds(pipe, [b"\0"], [body.descriptor])
+        return
+    _send_said(pipe, head, len(body))
     if body:
         pipe.sendall(body)
+
+
+def _send_said(pipe: socket.socket, head: Head, body_bytes: int) -> None:
+    said = json.dumps(head, default=_as_json).encode()
+    pipe.sendall(FRAME.pack(len(said), body_bytes) + said)
 
 
 def read(said: bytes | bytearray) -> Head:
@@ -67,11 +99,18 @@ def facts_of(head: Head, samples: Samples | None) -> Facts:
     return _facts(head["facts"])
 
 
-def pages_of(head: Head, samples: Samples | None) -> tuple[Facts, ...]:
-    """The answer to `probe_pages`."""
+def pages_of(
+    head: Head, samples: Samples | None
+) -> tuple[tuple[Facts, ...], tuple[Place | None, ...]]:
+    """The answer to `probe_pages`: the pages, and where they are found."""
     if not head["pages"]:
         raise ValueError("no pages")
-    return tuple(_facts(each) for each in head["pages"])
+    pages = tuple(_facts(each) for each in head["pages"])
+    starts = head["places"]
+    if starts and (len(starts) != len(pages) or {*map(type, starts)} != {int}):
+        raise ValueError(f"{starts} of {len(pages)} pages")
+    places = tuple(Place(at, len(pages)) for at in starts) or (None,) * len(pages)
+    return pages, places
 
 
 def image_of(head: Head, samples: Samples | None) -> Image:

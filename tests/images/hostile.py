@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -29,6 +30,10 @@ def probe(data, limits, policy, *, page=0):
 
 def probe_pages(data, limits, policy):
     return (probe(data, limits, policy),) * 3
+
+
+def places(data):
+    return ()
 
 
 def decode(data, limits, policy, *, page=0):
@@ -140,6 +145,16 @@ def tells(rest):
         "descriptors": links,
         "environment": dict(os.environ),
         "modules": [name for name in sys.modules if "." not in name],
+        "limits": {
+            name: resource.getrlimit(getattr(resource, name))
+            for name in dir(resource)
+            if name.startswith("RLIMIT_")
+        },
+        "no_new_privileges": next(
+            line.split()[1]
+            for line in Path("/proc/self/status").read_text().splitlines()
+            if line.startswith("NoNewPrivs:")
+        ),
         "processor_s": resource.getrlimit(resource.RLIMIT_CPU)[0],
         "ignored": [
             signal.getsignal(number) is signal.SIG_IGN for number in (signal.SIGINT, signal.SIGTERM)

@@ -2,8 +2,10 @@
 
 import ast
 import gc
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +13,7 @@ import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import fields
 from pathlib import Path
 
@@ -19,6 +21,7 @@ import hostile
 import numpy as np
 import PIL.Image
 import pytest
+import tifffile
 
 from pipeline.config import Limits, Policy
 from pipeline.errors import DecodeError, FatalError, ItemError, TooLargeError
@@ -82,6 +85,52 @@ def test_pictures_are_what_they_are_without_it(tmp_path):
             assert there.pixels.flags.writeable
             assert sandbox.probe(data) == probe(data, Limits(), Policy())
             assert sandbox.probe_pages(data) == (sandbox.probe(data),)
+
+
+def pages(count):
+    """A TIFF of small pages, each of another level."""
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        for index in range(count):
+            page = np.full((3, 5), index % 256, np.uint8)
+            writer.write(page, metadata=None, contiguous=False, software=False)
+    return file.getvalue()
+
+
+def test_a_file_of_many_pages_is_handed_over_once(tmp_path):
+    """And the chain of its pages is followed once: each page costs as much as that of a few."""
+    few, many = pages(100), pages(8000)
+    limits = Limits(max_pages=10_000)
+    with closing(Sandbox(1, limits, Policy())) as sandbox:
+        took = {}
+        for data in (few, many):
+            file = sandbox.file(data)
+            count = len(file.probe_pages())
+            chosen = range(count // 20, count, count // 20 - 1)
+            for index in chosen:  # a warm child, and the right pages
+                found = file.decode(index)
+                assert (found.facts.frames, *np.unique(found.pixels)) == (count, index % 256)
+            times = []
+            for index in chosen:
+                start = time.monotonic()
+                file.decode(index)
+                times.append(time.monotonic() - start)
+            took[count] = min(times)
+        assert took[8000] < 3 * took[100], took
+
+
+def test_no_child_can_change_a_file_for_the_next():
+    shared = wire.Shared(b"pages")
+    with pytest.raises(OSError, match="not permitted"):
+        os.pwrite(shared.descriptor, b"x", 0)
+    for size in (1, 99):
+        with pytest.raises(OSError, match="not permitted"):
+            os.truncate(shared.descriptor, size)
+    assert os.pread(shared.descriptor, 9, 0) == b"pages"
+    descriptor = shared.descriptor
+    del shared
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(descriptor)
 
 
 def test_everything_that_a_picture_is_arrives(sandbox):
@@ -266,6 +315,11 @@ def test_a_child_has_nothing_of_its_parent(sandbox, monkeypatch):
     assert not astray & set(found["modules"]), "they take longer to import than to decode"
     assert found["ignored"] == [True, True]
     assert LIMITS.decode_s < found["processor_s"] < 2 * LIMITS.decode_s + 20
+    most = {"RLIMIT_CORE": 0, "RLIMIT_FSIZE": 0, "RLIMIT_NPROC": 0, "RLIMIT_NOFILE": 64}
+    assert {name: found["limits"][name] for name in most} == {
+        name: [each, each] for name, each in most.items()
+    }
+    assert found["no_new_privileges"] == "1"
 
 
 def test_children_outlive_the_threads_that_they_are_started_for(sandbox):
@@ -333,6 +387,79 @@ def test_where_no_child_starts_the_run_ends_and_says_why():
         for _ in range(2):
             with pytest.raises(FatalError, match=r"status 1.*No module named 'no_such_module'"):
                 sandbox.probe(b"good:")
+
+
+@pytest.fixture
+def starved(tmp_path, monkeypatch):
+    """Makes a sandbox whose first processes end, in these ways, before they greet."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with ExitStack() as opened:
+
+        def make(*ways):
+            (tmp_path / "starts").write_text(" ".join(ways))
+            pauses = {"start_pauses_s": (0.1, 0.1)}
+            one = Sandbox(1, LIMITS, Policy(), decoder="starved", **pauses)
+            return opened.enter_context(closing(one))
+
+        yield make
+
+
+def test_a_start_that_finds_no_memory_is_tried_again(starved):
+    assert starved("killed", "refused").probe(b"good:") == hostile.FACTS
+
+
+@pytest.mark.parametrize(("way", "said"), [("killed", "status -9"), ("refused", "MemoryError")])
+def test_a_node_without_memory_costs_the_file_and_not_the_run(starved, way, said):
+    sandbox = starved(way, way, way)
+    found = failure(sandbox, b"good:")
+    assert (type(found), found.code, found.transient) == (TooLargeError, "decode_memory", True)
+    assert re.search(rf"does not start .*{said}.*; tried 3 times", str(found))
+    assert sandbox.probe(b"good:") == hostile.FACTS, "another night, or the next file"
+
+
+def test_what_is_no_matter_of_memory_ends_the_run_at_once(starved, tmp_path):
+    with pytest.raises(FatalError, match="no module named codec"):
+        starved("killed", "broken", "killed").probe(b"good:")
+    assert (tmp_path / "starts").read_text() == "killed"
+
+
+def test_a_fork_that_the_system_refuses_is_tried_again():
+    """EAGAIN, by a limit on the user's processes. Root has no such limit."""
+    program = """
+    import json, os, resource, sys
+    from pipeline.config import Limits, Policy
+    from pipeline.errors import ItemError
+    from pipeline.images.sandbox import Sandbox
+
+    def told(sandbox):
+        try:
+            sandbox.probe(b"tells:")
+        except ItemError as error:
+            return error.code, str(error)
+
+    sandbox = Sandbox(1, Limits(), Policy(), decoder="hostile", start_pauses_s=(0.2, 0.2))
+    os.kill(json.loads(told(sandbox)[1])["pid"], 9)
+    if os.geteuid() == 0:
+        os.setuid(65534)
+    _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, hard))
+    told(sandbox)  # of the one that was killed
+    print(*told(sandbox), flush=True)
+    resource.setrlimit(resource.RLIMIT_NPROC, (hard, hard))
+    if os.access(sys.executable, os.X_OK):
+        print(*told(sandbox), flush=True)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    refused, *later = done.stdout.splitlines()
+    assert refused.startswith("decode_memory a decoder process does not start (Resource temp")
+    assert refused.endswith("tried 3 times")
+    assert all(line.startswith("decode_failed") for line in later)
 
 
 def test_a_killed_parent_leaves_no_child():
