@@ -47,6 +47,8 @@ class Facts:
     """As stored; `transparent_colour` is PNG's tRNS, GIF's and palettes' transparent entries."""
     orientation: int = 1
     """EXIF's, 1 to 8: how the samples have to be turned to be the right way up."""
+    stored_channels: int = 0
+    """Samples a pixel of a TIFF, with those that mean nothing to us. 0: `channels` or fewer."""
 
     @property
     def sample_bytes(self) -> int:

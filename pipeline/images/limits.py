@@ -104,7 +104,8 @@ def decoder_bytes(source: "Facts") -> int:
     """Memory that a child of the sandbox takes at most, beside the file: measured."""
     samples, each_sample, each_pixel = _DECODER[source.format]
     pixels = source.width * source.height
-    channels = max(source.channels, 4 if source.colour in ("cmyk", "ycck") else 0)  # as stored
+    stored = 4 if source.colour in ("cmyk", "ycck") else source.stored_channels
+    channels = max(source.channels, stored)  # what means nothing to us is decoded with the rest
     each = (samples * source.sample_bytes + each_sample) * channels + each_pixel
     return each * pixels + min(_BAND, _BAND_PIXEL * pixels)
 

@@ -93,6 +93,7 @@ def facts(data: Data, place: Place) -> Facts:
         colour,
         alpha,
         turned if 1 <= turned <= 8 else 1,
+        tags.number(_SAMPLES, 1),
     )
 
 

@@ -155,9 +155,12 @@ def saved(kind, channels, side, mode=None, **said):
     (opened.quantize(99) if mode == "RGB" else opened).save(file, kind, **said)
     return file.getvalue()
 
-def tiff(channels, kind, side, **said):
+def tiff(channels, kind, side, planes=False, **said):
     file = io.BytesIO()
-    tifffile.imwrite(file, picture(channels, kind, side), **said)
+    pixels = picture(channels, kind, side)
+    if planes:
+        pixels, said["planarconfig"] = np.moveaxis(pixels, 2, 0), "separate"
+    tifffile.imwrite(file, pixels, **said)
     return file.getvalue()
 
 turned = PIL.Image.Exif()
@@ -187,6 +190,10 @@ for make in (
     lambda side: tiff(4, "u1", side, photometric="separated", **one_strip),
     lambda side: tiff(4, "u2", side, photometric="separated"),
     lambda side: tiff(3, "u2", side, photometric="cielab"),
+    lambda side: tiff(16, "u1", side, photometric="minisblack", planarconfig="contig"),
+    lambda side: tiff(16, "u2", side, **rgb, **one_strip),
+    lambda side: tiff(16, "u2", side, planes=True, **rgb),
+    lambda side: tiff(9, "u1", side, **rgb, extrasamples=["unspecified"] * 5 + ["assocalpha"]),
     lambda side: b"P2 %d %d 9 " % (side, side) + b"7 " * side**2,
     lambda side: b"P6 %d %d 200 " % (side, side) + bytes(3 * side**2),
 ):
@@ -206,7 +213,7 @@ def test_decoders_take_no_more_memory_than_they_say():
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", DECODERS], capture_output=True)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.decode().splitlines()
-    assert len(lines) == 23
+    assert len(lines) == 27
     for line in lines:
         taken, said, _ = line.split(maxsplit=2)
         assert int(said) / 20 < int(taken) <= int(said), line

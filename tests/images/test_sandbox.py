@@ -233,7 +233,15 @@ def test_no_answer_of_a_child_does_more_than_fail_its_file(sandbox, answer):
     "said",
     [
         *("width=0", "height='x'", "channels=5", "orientation=9", "pages"),
-        *("width=1.5", "frames=True", "mode=1", "format=None", "colour='red'", "alpha=[]"),
+        *(
+            "width=1.5",
+            "frames=True",
+            "stored_channels=-1",
+            "mode=1",
+            "format=None",
+            "colour='red'",
+            "alpha=[]",
+        ),
     ],
 )
 def test_no_facts_are_taken_that_no_picture_has(sandbox, said):
