@@ -534,7 +534,8 @@ def test_odd_sources_become_what_they_hold(tmp_path, repeating, format):
 def oriented(orientation):
     """Kind -> a file that says so, each in its own way, and a picture as it is stored."""
     source = Source("png", 8, 3, None, says=False)
-    stored, exif = source.pixels(), camera.exif(orientation=orientation)
+    stored = source.pixels()
+    exif = camera.exif(orientation=orientation, size=(WIDTH, HEIGHT))
     old = b"\nexif\n%8d\n%s\n" % (6 + len(exif), (b"Exif\0\0" + exif).hex().encode())
     bare = saved(stored, "JPEG", quality=98, subsampling=0)
     lossless = {"lossless": True, "exact": True}
@@ -555,18 +556,28 @@ def test_orientation_is_applied_once_wherever_it_stands(tmp_path, repeating):
         (f"{kind}-{orientation}", file, kept)
         for orientation in range(1, 9)
         for kind, file in oriented(orientation)
-        for kept in ("png", "tiff")
+        for kept in FORMATS
     ]
     rows = run(tmp_path, repeating, files)
     for name, _, kept in files:
-        assert rows[name, kept]["status"] == "done"
+        row = rows[name, kept]
+        assert row["status"] == "done"
         stored.getexif()[0x0112] = int(name[-1])
         wanted = np.asarray(PIL.ImageOps.exif_transpose(stored)).repeat(2, 0).repeat(2, 1)
+        height, width = wanted.shape[:2]
+        assert (row["source_width"], row["source_height"]) == (WIDTH, HEIGHT), "as stored"
+        assert (row["output_width"], row["output_height"]) == (width, height)
         found = PIL.Image.open(tmp_path / f"{name}.{kept}")
         assert found.getexif().get(0x0112, 1) == 1
+        if not name.startswith("tiff"):  # whose tags are its own, without a directory of EXIF's
+            below = found.getexif().get_ifd(0x8769)
+            assert (below[0xA002], below[0xA003]) == (width, height)
+        packet = found.info.get("xmp") or found.tag_v2[700]
+        assert b"tiff:Orientation" not in packet
         shown = np.asarray(PIL.ImageOps.exif_transpose(found)).astype(int)
         assert shown.shape == wanted.shape
-        assert np.abs(shown - wanted).max() <= (6 if name.startswith("jpeg") else 0), name
+        lossy = name.startswith("jpeg") + (kept == "jpeg")
+        assert np.abs(shown - wanted).max() <= 6 * lossy, name
 
 
 def test_inks_and_animations_are_refused_unless_a_policy_takes_them(tmp_path, repeating):
@@ -636,11 +647,12 @@ def test_pngsuite_gives_the_right_pixels_or_the_right_code(tmp_path, repeating):
 
 @needs_samples
 def test_a_camera_s_photograph_comes_out_upright(tmp_path, repeating):
-    """Two of the eight, which are large; the decoder's tests have them all."""
-    paths = [TRICKY / "exif-orientation" / f"Portrait_{number}.jpg" for number in (1, 6)]
+    paths = [TRICKY / "exif-orientation" / f"Portrait_{number}.jpg" for number in range(1, 9)]
     files = [(path.stem, path.read_bytes(), "png") for path in paths]
     rows = run(tmp_path, repeating, files, scale=0.25)
-    assert [row["status"] for row in rows.values()] == ["done"] * 2
+    assert [row["status"] for row in rows.values()] == ["done"] * 8
+    sizes = {(row["output_width"], row["output_height"]) for row in rows.values()}
+    assert sizes == {(300, 450)}
     found = [PIL.Image.open(tmp_path / f"{name}.png") for name, *_ in files]
     assert {picture.size for picture in found} == {(300, 450)}
     assert {picture.getexif().get(0x0112, 1) for picture in found} == {1}
