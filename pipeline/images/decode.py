@@ -134,11 +134,19 @@ def _codec_boundary(data: Data) -> Generator[None]:
         raise
     except MemoryError as error:
         raise TooLargeError("decode_memory", f"no memory to decode {len(data)} bytes") from error
+    # An allocation of libjpeg's that failed is no MemoryError.
+    except imagecodecs.Jpeg8Error as error:
+        if "Insufficient memory" not in str(error):
+            raise _failed(data, error) from error
+        raise TooLargeError("decode_memory", f"no memory to decode {len(data)} bytes") from error
     # Mutated files make codecs raise nearly anything (ValueError, RuntimeError, SyntaxError,
     # struct.error, ...), and each of them means that this one file is broken.
     except Exception as error:
-        message = f"{type(error).__name__}: {error} ({len(data)} bytes)"
-        raise DecodeError("decode_failed", message) from error
+        raise _failed(data, error) from error
+
+
+def _failed(data: Data, error: Exception) -> DecodeError:
+    return DecodeError("decode_failed", f"{type(error).__name__}: {error} ({len(data)} bytes)")
 
 
 def _check(facts: Facts, limits: Limits, policy: Policy) -> None:

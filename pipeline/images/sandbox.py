@@ -386,7 +386,7 @@ class _Process:
             return DecodeError("decoder_crash", "the decoder closed its pipe")
         limit = f"{self._limits.decode_bytes:,} (limits.decode_bytes)"
         if status == NO_MEMORY:
-            message = f"{file_bytes:,} bytes of file need more memory than the limit, {limit}"
+            message = f"{file_bytes:,} bytes of file need more memory than {limit}"
             return TooLargeError("decode_memory_limit", message)
         if status == -signal.SIGXCPU:
             return self._late("too long on a processor")

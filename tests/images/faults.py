@@ -218,6 +218,11 @@ def bombs():
     yield Fault("bomb: scans", "jpg", scans, frozenset({"decode_timeout"}), late)
     tiles = small | {322: 60_000, 323: 60_000, 324: 8, 325: len(gray)}
     yield Fault("bomb: a tile", "tif", raw_tiff([tiles], gray), BROKEN, "60,000 x 60,000 in 1,000")
+    # The page is small, and what its strip says of itself is read by the codec.
+    inside = dc_only_jpeg(20_000, 20_000)
+    says = r"need more memory than 268,435,456 \(limits.decode_bytes\)"
+    memory = frozenset({"decode_memory_limit"})
+    yield Fault("bomb: JPEG", "tif", raw_tiff([page(1000, 1000, inside, 7)], inside), memory, says)
 
 
 # --- Pages and circles ---------------------------------------------------------------------------

@@ -169,6 +169,10 @@ def test_limits_say_both_numbers_and_the_knob(run):
             ), row["error_message"]
 
 
+def test_each_limit_is_reached(run):
+    assert {row["error_code"] for row in run.rows.values()} >= BY_LIMIT
+
+
 def test_no_file_kills_its_decoder(run):
     found = {name: row["error_message"] for name, row in run.rows.items()}
     assert [name for name in found if run.rows[name]["error_code"] == "decoder_crash"] == []
