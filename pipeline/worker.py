@@ -194,7 +194,9 @@ class Worker:
     def _adopt(self, item: Item, facts: Facts, log: Logbook) -> None:
         """The row of a result that an earlier attempt published and did not live to report.
 
-        Its bytes are read, so that the row says of them what it says of others.
+        Its bytes are read, so that the row says of them what it says of others. Not how they agree
+        with their source: that is measured before a result is written, and a JPEG or a result that
+        is larger than what is let in as a source would not be measured alike, or not at all.
         """
         with log.timed("publish"):
             file = self._delivery.read_back(item)
