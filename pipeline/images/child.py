@@ -54,7 +54,12 @@ def main() -> None:
         wire.send(pipe, {"ready": os.getpid()})
         try:
             while True:
-                _answer(pipe, decoder, *_next(pipe))
+                request, data = _next(pipe)
+                _answer(pipe, decoder, request, data)
+                if isinstance(data, mmap.mmap):
+                    # Else it waits for the collector, in a circle of tifffile's.
+                    with suppress(BufferError):  # what still looks at it ends it
+                        data.close()
         except EOFError:
             return  # the parent closed the pipe
         except MemoryError:

@@ -87,6 +87,13 @@ def test_pictures_are_what_they_are_without_it(tmp_path):
             assert sandbox.probe_pages(data) == (sandbox.probe(data),)
 
 
+def open_files_of_children():
+    for task in Path("/proc/self/task").iterdir():
+        for pid in (task / "children").read_text().split():
+            if b"pipeline.images.child" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                yield len(os.listdir(f"/proc/{pid}/fd"))
+
+
 def pages(count):
     """A TIFF of small pages, each of another level."""
     file = io.BytesIO()
@@ -116,6 +123,7 @@ def test_a_file_of_many_pages_is_handed_over_once(tmp_path):
                 file.decode(index)
                 times.append(time.monotonic() - start)
             took[count] = min(times)
+            assert max(open_files_of_children()) < 12, "a map ends with its request"
         assert took[8000] < 3 * took[100], took
 
 
