@@ -720,6 +720,32 @@ def test_animations_are_refused_or_give_their_first_frame(format):
         np.testing.assert_array_equal(image.pixels[..., :3], np.asarray(opened.convert("RGB")))
 
 
+@pytest.mark.parametrize("lossless", [True, False])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_an_animated_webp_that_ends_too_soon_is_a_failure(lossless, mode):
+    """Its first frame may be whole. What is blank the decoder takes for samples."""
+    first, *more = [gradient.rotate(20 * turn).convert(mode) for turn in range(4)]
+    whole = saved(first, "WEBP", save_all=True, append_images=more, lossless=lossless)
+    wanted = read(whole, animation="first_frame")
+    assert wanted.facts.frames == 4
+    for share in range(1, 20):
+        cut = len(whole) * share // 20
+        assert code(whole[:cut], animation="first_frame") == "decode_failed", share
+        blank = whole[:cut] + bytes(len(whole) - cut)
+        assert code(blank, animation="first_frame") == "decode_failed", share
+    image = read(blank, animation="first_frame", truncated="accept")
+    assert "truncated_accepted" in image.warnings
+    np.testing.assert_array_equal(image.pixels, wanted.pixels)
+
+
+def test_a_blank_end_of_the_first_frame_of_a_webp_is_a_failure():
+    first, *more = [gradient.rotate(20 * turn) for turn in range(3)]
+    whole = saved(first, "WEBP", save_all=True, append_images=more)
+    second = whole.index(b"ANMF", whole.index(b"ANMF") + 1)
+    file = whole[: second - 200] + bytes(200) + whole[second:]
+    assert code(file, animation="first_frame") == "decode_failed"
+
+
 def test_the_previews_of_a_camera_are_left_out():
     first, more = picture(16, 16, 3), picture(8, 8, 3)
     data = saved(first, "MPO", save_all=True, append_images=[more])
