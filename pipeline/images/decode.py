@@ -199,7 +199,8 @@ def _decoded(data: Data, facts: Facts, place: Place | None, *, accept: bool) -> 
         message = f"the file ends too soon, or has a gap ({len(data):,} bytes)"
         raise DecodeError("decode_failed", message)
     if facts.format == "jpeg2000":
-        return _Decoded(jpeg2000.samples(data, facts), not whole)
+        samples, dropped = jpeg2000.samples(data, facts)
+        return _Decoded(samples, not whole, dropped)
     if facts.format == "jpeg":
         return _Decoded(_jpeg(data if whole else data + jpeg.END, facts), not whole)
     if facts.format == "gif" and not whole:

@@ -33,7 +33,7 @@ class Facts:
     """The colour model and layout of the samples as stored, by Pillow's name; the report's
     `source_mode`. Above 8 bits with the bits behind a semicolon: `RGB;16`."""
     bit_depth: int
-    """Bits a sample; of the index in a palette picture."""
+    """Bits a sample; of the index in a palette picture, unless the entries have more than 8."""
     frames: int
     """Pages of a TIFF, frames of an animation."""
     width: int

@@ -10,9 +10,9 @@ import numpy as np
 import PIL.Jpeg2KImagePlugin
 
 from pipeline.errors import DecodeError, UnsupportedError
-from pipeline.images import exif
-from pipeline.images.image import Alpha, Colour, Facts, Samples
-from pipeline.images.levels import full_range
+from pipeline.images import exif, jp2_channels
+from pipeline.images.image import Facts, Samples
+from pipeline.images.jp2_channels import Channels
 
 BOXES = b"\0\0\0\x0cjP  \r\n\x87\n"
 CODESTREAM = b"\xff\x4f\xff\x51"
@@ -21,10 +21,6 @@ _SOT, _EOC = 0xFF90, 0xFFD9
 _LEAST_PART = 14  # bytes of a tile-part: its header and the mark of its data
 
 _SUPERBOXES = {b"jp2h"}
-# The enumerated colour spaces that are not gray or RGB.
-_ENUMERATED: dict[int, Colour] = {12: "cmyk", 14: "lab"}
-_SYCC = 18
-_OPACITY, _PREMULTIPLIED = 1, 2
 _MOST_BOXES = 10_000
 _EXIF = b"JpgTiffExif->JP2"
 
@@ -42,69 +38,69 @@ class _Size:
 
 def facts(data: bytes) -> Facts:
     """Raises DecodeError or UnsupportedError."""
-    boxes = _boxes(data)
-    size = _size(boxes[b"jp2c"])
-    if min(size.depths) < 0 or len({*size.depths}) > 1:
-        signs = ", ".join(f"{'signed ' * (d < 0)}{abs(d)}" for d in size.depths)
-        raise UnsupportedError("unsupported_depth", f"components of {signs} bits")
-    depth, components = size.depths[0], len(size.depths)
+    boxes, size, channels = _read(data)
     turned = exif.turned(boxes.get(_EXIF, b""))
-    colour: Colour = "gray" if components < 3 else "rgb"
-    method, _, _, enumerated = struct.unpack_from(">BBBI", boxes.get(b"colr", b"").ljust(7, b"\0"))
-    if method == 1:
-        colour = _ENUMERATED.get(enumerated, colour)
-    alpha = _alpha(boxes, components, colour)
-    if b"pclr" in boxes:
-        colour = "palette"
-    channels = {"gray": 1, "palette": _columns(boxes.get(b"pclr", b"\0\0\3"))}.get(colour, 3)
-    if not 1 <= channels <= 4:
-        raise DecodeError("decode_failed", f"a palette of {channels} columns, 1 to 4 are read")
-    if colour == "palette":
+    made = len(channels.wanted)
+    if channels.palette:
+        names = {"none": "P", "straight": "PA", "premultiplied": "Pa"}
+        made -= 2 * channels.palette_is_gray
         return Facts(
-            "jpeg2000", "P", depth, 1, size.width, size.height, channels, colour, orientation=turned
+            "jpeg2000",
+            names[channels.alpha],
+            channels.depth,
+            1,
+            size.width,
+            size.height,
+            made,
+            "palette",
+            channels.alpha,
+            turned,
         )
-    names = {"gray": "L", "rgb": "RGB", "cmyk": "CMYK", "lab": "LAB"}
-    mode = names[colour] + {"none": "", "straight": "A"}.get(alpha, "a")
-    spare = components - {"gray": 1, "cmyk": 4}.get(colour, 3) - (alpha != "none")
-    if spare:
-        raise UnsupportedError(
-            "unsupported_colour", f"{components} components, {spare} more than {mode} has"
-        )
-    channels += alpha != "none"
+    mode = channels.space + {"none": "", "straight": "A"}.get(channels.alpha, "a")
+    # Inks become red, green and blue.
+    made -= channels.colour == "cmyk"
     return Facts(
-        "jpeg2000", mode, depth, 1, size.width, size.height, channels, colour, alpha, turned
+        "jpeg2000",
+        mode,
+        channels.depth,
+        1,
+        size.width,
+        size.height,
+        made,
+        channels.colour,
+        channels.alpha,
+        turned,
     )
 
 
-def _columns(palette: bytes) -> int:
-    """How many a palette has; 1 where its three hold only grays, of 8 bits."""
-    columns = palette[2]
-    entries = palette[3 + columns :]
-    grays = entries and entries[::3] == entries[1::3] == entries[2::3]
-    return 1 if columns == 3 and palette[3:6] == b"\7\7\7" and grays else columns
-
-
-def samples(data: bytes, said: Facts) -> Samples:
-    """(height, width, components) in full range; palettes and YCbCr as RGB, of 8 bits."""
-    boxes = _boxes(data)
-    size = _size(boxes[b"jp2c"])
-    is_sycc = boxes.get(b"colr", b"")[:1] == b"\1" and boxes[b"colr"][3:7] == _SYCC.to_bytes(4)
-    if said.colour == "palette" or is_sycc or size.subsampled:
+def samples(data: bytes, said: Facts) -> tuple[Samples, tuple[str, ...]]:
+    """(height, width, channels) in full range, warnings; palettes and YCbCr as RGB."""
+    _, size, channels = _read(data)
+    dropped = ("extra_samples_dropped",) * bool(channels.spare)
+    if channels.is_sycc or size.subsampled:
         if said.bit_depth > 8:
-            message = f"{said.bit_depth} bits in a palette, in sYCC or with less chroma"
+            message = f"{said.bit_depth} bits in sYCC or with less chroma"
             raise UnsupportedError("unsupported_depth", f"{message}, up to 8 are read")
         # Only Pillow resolves these.
         with PIL.Jpeg2KImagePlugin.Jpeg2KImageFile(io.BytesIO(data)) as opened:
             names = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
             found = np.asarray(opened.convert(names[said.channels]), np.uint8)
-            return found.reshape(said.height, said.width, -1)
-    # Of the codestream alone: given the boxes too, the codec converts to sRGB by their profile.
+            return found.reshape(said.height, said.width, -1), dropped
+    # Of the codestream alone: given the boxes too, the codec converts to sRGB by their profile,
+    # and resolves no palette; Pillow makes one entry of those that are equal.
     found = imagecodecs.jpeg2k_decode(_codestream(data), numthreads=1)
     found = found.reshape(said.height, said.width, len(size.depths))
-    order = _order(boxes, len(size.depths))
-    if order != sorted(order):
-        found = found[:, :, order]
-    return full_range(found, 2**said.bit_depth - 1)
+    return channels.resolved(found), dropped
+
+
+def _read(data: bytes) -> tuple[dict[bytes, bytes], _Size, Channels]:
+    """Raises DecodeError or UnsupportedError."""
+    boxes = _boxes(data)
+    size = _size(boxes[b"jp2c"])
+    if min(size.depths) < 0 or len({*size.depths}) > 1:
+        signs = ", ".join(f"{'signed ' * (d < 0)}{abs(d)}" for d in size.depths)
+        raise UnsupportedError("unsupported_depth", f"components of {signs} bits")
+    return boxes, size, jp2_channels.read(boxes, len(size.depths), size.depths[0])
 
 
 def is_whole(data: bytes) -> bool:
@@ -134,31 +130,6 @@ def _has_its_end(stream: memoryview) -> bool:
 
 def _short(stream: memoryview, at: int) -> int:
     return int(struct.unpack_from(">H", stream, at)[0])
-
-
-def _alpha(boxes: dict[bytes, bytes], components: int, colour: Colour) -> Alpha:
-    """As the channel definitions say; without them a second or fourth component is one."""
-    definitions = boxes.get(b"cdef", b"")
-    kinds = [kind for _, kind, _ in struct.iter_unpack(">HHH", definitions[2:])]
-    if _OPACITY in kinds or _PREMULTIPLIED in kinds:
-        return "straight" if _OPACITY in kinds else "premultiplied"
-    return "straight" if components in (2, 4) and colour in ("gray", "rgb") else "none"
-
-
-def _order(boxes: dict[bytes, bytes], components: int) -> list[int]:
-    """The components as colours, then opacity. Raises DecodeError.
-
-    A channel definition says which colour, from 1, a component belongs to; 0 is all of them.
-    """
-    defined = {
-        component: (kind, colour)
-        for component, kind, colour in struct.iter_unpack(">HHH", boxes.get(b"cdef", b"")[2:])
-    }
-    if not defined:
-        return list(range(components))
-    if defined.keys() != set(range(components)):
-        raise DecodeError("decode_failed", f"{len(defined)} of {components} components defined")
-    return sorted(range(components), key=lambda component: defined[component])
 
 
 def _size(codestream: bytes) -> _Size:

@@ -95,7 +95,7 @@ def test_what_imagecodecs_wrote_comes_back_in_its_own_depth(pixels, format):
     elif format == "png":
         data = imagecodecs.png_encode(squeezed)
     else:
-        data = imagecodecs.jpeg2k_encode(squeezed, level=0, reversible=True, codecformat="jp2")
+        data = jp2(squeezed, *defined(pixels.shape[2]))
     image = read(data)
     np.testing.assert_array_equal(image.pixels, pixels)
     assert image.pixels.dtype == pixels.dtype
@@ -262,16 +262,87 @@ def test_a_bmp_of_grays_is_gray_however_many_there_are():
         assert read(saved(source, "BMP")).facts.channels == 3
 
 
-def test_a_palette_of_grays_in_jpeg_2000_is_gray():
+def paletted(index, table, *more, depths=(), space=16):
+    """A JPEG 2000 whose one component is an index; table: (entries, columns)."""
+    count, columns = table.shape
+    depths = depths or (8 * table.itemsize,) * columns
+    head = struct.pack(f">HB{columns}B", count, columns, *(depth - 1 for depth in depths))
+    entries = b"".join(
+        int(value).to_bytes(1 + (depth > 8))
+        for entry in table
+        for value, depth in zip(entry, depths, strict=True)
+    )
+    places = b"".join(struct.pack(">HBB", 0, 1, column) for column in range(columns))
+    named = (b"colr", b"\1\0\0" + struct.pack(">I", space))
+    return jp2(index, named, (b"pclr", head + entries), (b"cmap", places), *more, method=b"\2")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("columns", [1, 2, 3, 4])
+def test_a_palette_of_jpeg_2000_is_what_it_holds(columns, dtype):
+    """Equal entries and all, of which Pillow makes one."""
+    table = noise(9, columns, dtype=dtype)
+    table[5] = table[2]
+    index = noise(20, 16) % 9
+    file = paletted(index, table, *defined(columns), space=17 if columns < 3 else 16)
+    image = read(file)
+    np.testing.assert_array_equal(image.pixels, table[index])
+    oracle = imagecodecs.jpeg2k_decode(file)
+    np.testing.assert_array_equal(image.pixels, oracle.reshape(image.pixels.shape))
+    alpha = "none" if columns % 2 else "straight"
+    facts = image.facts
+    assert (facts.colour, facts.alpha, facts.channels) == ("palette", alpha, columns)
+    assert facts.mode == ("P" if columns % 2 else "PA") + ";16" * (dtype == np.uint16)
+    assert image.warnings == ()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_palette_of_grays_in_jpeg_2000_is_gray(dtype):
+    table = noise(4, 1, dtype=dtype).repeat(4, axis=1)
+    table[:, 3] = noise(4)
     index = noise(6, 9) & 3
-    for colours, channels in ((np.arange(4).repeat(3) * 9, 1), (np.arange(12) * 9, 3)):
-        palette = struct.pack(">HB3B", 4, 3, 7, 7, 7) + bytes(colours.tolist())
-        places = b"".join(struct.pack(">HBB", 0, 1, column) for column in range(3))
-        space = b"\1\0\0" + struct.pack(">I", 16)
-        more = ((b"colr", space), (b"pclr", palette), (b"cmap", places))
-        image = read(jp2(index, *more, method=b"\2"))
-        assert image.facts.channels == channels
-        np.testing.assert_array_equal(image.pixels, colours.reshape(4, 3)[index, :channels])
+    for columns in (3, 4):
+        image = read(paletted(index, table[:, :columns], *defined(columns)))
+        assert image.facts.channels == columns - 2
+        np.testing.assert_array_equal(image.pixels, table[index][:, :, 2:columns])
+
+
+def test_a_palette_of_jpeg_2000_may_have_columns_of_many_depths():
+    table = np.array([[0, 0, 0], [31, 255, 0], [31, 128, 1]], np.uint8)
+    index = np.array([[0, 1, 2, 200]], np.uint8).repeat(8, axis=0)
+    wanted = np.array([[0, 0, 0], [255, 255, 0], [255, 128, 255], [255, 128, 255]])
+    image = read(paletted(index, table, depths=(5, 8, 1)))
+    np.testing.assert_array_equal(image.pixels[0], wanted)
+    deep = read(paletted(index, table, depths=(5, 12, 1))).pixels[0]
+    np.testing.assert_array_equal(deep[:, [0, 2]], wanted[:, [0, 2]] * 257)
+    np.testing.assert_array_equal(deep[:, 1], np.rint(np.array([0, 255, 128, 128]) * 65_535 / 4095))
+
+
+def test_one_component_may_be_an_index_and_the_other_alpha():
+    table, stored = noise(9, 3), noise(20, 16, 2) % 9
+    places = b"".join(struct.pack(">HBB", *part) for part in ((0, 1, 0), (0, 1, 1), (0, 1, 2)))
+    places += struct.pack(">HBB", 1, 0, 0)
+    palette = struct.pack(">HB3B", 9, 3, 7, 7, 7) + table.tobytes()
+    named = (b"colr", b"\1\0\0" + struct.pack(">I", 16))
+    boxes = (named, (b"pclr", palette), (b"cmap", places), *defined(4))
+    image = read(jp2(stored, *boxes, method=b"\2"))
+    np.testing.assert_array_equal(image.pixels[:, :, :3], table[stored[:, :, 0]])
+    np.testing.assert_array_equal(image.pixels[:, :, 3], stored[:, :, 1])
+
+
+def test_palettes_of_jpeg_2000_that_cannot_be_used_are_refused():
+    index, table = noise(6, 9) & 3, noise(4, 3)
+    whole = paletted(index, table)
+    assert code(whole.replace(b"cmap", b"free")) == "decode_failed"
+    assert code(whole.replace(struct.pack(">HBB", 0, 1, 2), struct.pack(">HBB", 0, 1, 3))) == (
+        "decode_failed"
+    )
+    for at in (2, 4):  # fewer entries than it says, signed ones
+        place = whole.index(b"pclr") + 3 + at
+        changed = bytearray(whole)
+        changed[place] |= 0x80
+        assert code(bytes(changed)) == {2: "decode_failed", 4: "unsupported_depth"}[at]
+    assert code(paletted(index, noise(4, 4), space=12)) == "unsupported_colour"
 
 
 def test_a_palette_beside_other_colours_means_nothing():
@@ -439,6 +510,16 @@ def jp2(pixels, *more, method=b"\1"):
     return file[:at] + struct.pack(">I4s", 8 + len(header), b"jp2h") + header + file[at + size :]
 
 
+def defined(channels):
+    """The box that says of gray or RGB that the last of 2 or 4 channels is alpha; none of 1, 3."""
+    colours = channels - 1 + channels % 2
+    kinds = [
+        (index, index == colours, (index + 1) * (index < colours)) for index in range(channels)
+    ]
+    said = struct.pack(">H", channels) + b"".join(struct.pack(">HHH", *kind) for kind in kinds)
+    return [(b"cdef", said)] if channels in (2, 4) else []
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_jpeg_2000_stays_in_the_space_of_its_profile(dtype):
     """Its codec would convert to sRGB. In this profile red is blue."""
@@ -457,6 +538,57 @@ def test_components_of_jpeg_2000_stand_in_any_order():
     np.testing.assert_array_equal(image.pixels, pixels[:, :, ::-1])
     assert image.facts.mode == "RGBA"
     assert code(jp2(pixels, (b"cdef", struct.pack(">H3H", 1, 0, 1, 0)))) == "decode_failed"
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_alpha_that_pillow_writes_to_jpeg_2000_comes_through(mode):
+    source = picture(20, 16, 4).convert(mode)
+    image = read(saved(source, "JPEG2000"))
+    assert (image.facts.mode, image.facts.alpha) == (mode, "straight")
+    np.testing.assert_array_equal(image.pixels, np.asarray(source))
+    assert "extra_samples_dropped" not in image.warnings
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_components_of_no_stated_kind_are_dropped_and_said(channels, wrapped):
+    """As of a TIFF. Without channel definitions they are colours in order, and these are more."""
+    pixels = noise(20, 16, channels)
+    file = imagecodecs.jpeg2k_encode(
+        pixels, level=0, reversible=True, codecformat="jp2" if wrapped else "j2k"
+    )
+    image = read(file)
+    colours = 1 if channels == 2 else 3
+    assert (image.facts.channels, image.facts.alpha) == (colours, "none")
+    assert image.facts.mode == {1: "L", 3: "RGB"}[colours]
+    np.testing.assert_array_equal(image.pixels, pixels[:, :, :colours])
+    assert "extra_samples_dropped" in image.warnings
+
+
+def test_alpha_of_jpeg_2000_is_found_behind_components_of_no_kind():
+    pixels = noise(20, 16, 6)
+    kinds = [(0, 0, 1), (1, 0, 2), (2, 0, 3), (3, 65_535, 65_535), (4, 1, 1), (5, 1, 0)]
+    said = struct.pack(">H", 6) + b"".join(struct.pack(">HHH", *kind) for kind in kinds)
+    image = read(jp2(pixels, (b"cdef", said)))
+    np.testing.assert_array_equal(image.pixels, pixels[:, :, [0, 1, 2, 5]])
+    assert "extra_samples_dropped" in image.warnings
+
+
+def test_a_profile_says_how_many_colours_jpeg_2000_has():
+    for profile, channels in ((camera.icc("gray"), 1), (camera.icc(), 3)):
+        pixels = noise(20, 16, 4)
+        image = read(jp2(pixels, (b"colr", b"\2\0\0" + profile), method=b"\2"))
+        np.testing.assert_array_equal(image.pixels, pixels[:, :, :channels])
+        assert "extra_samples_dropped" in image.warnings
+    inks = (b"colr", b"\3\0\0" + cmyk_profile([0] * 48))
+    assert code(jp2(noise(20, 16, 4), inks, method=b"\2")) == "unsupported_colour"
+    image = read(jp2(noise(20, 16, 4), inks, method=b"\2"), colour="convert")
+    assert (image.facts.mode, image.facts.channels) == ("CMYK", 3)
+    for space in (1, 13):  # YCC and YCCK
+        named = (b"colr", b"\1\0\0" + struct.pack(">I", space))
+        with pytest.raises(ItemError, match=f"JPEG 2000's {space}") as caught:
+            read(jp2(noise(20, 16, 4), named, method=b"\2"), colour="convert")
+        assert caught.value.code == "unsupported_colour"
 
 
 # --- Colour --------------------------------------------------------------------------------------

@@ -123,6 +123,11 @@ def jp2(source, pixels):
         start = header.index(b"colr") - 4
         profile = box(b"colr", b"\2\0\0" + source.profile)
         header = header[:start] + profile + header[start + 15 :]
+    if source.channels in (2, 4):  # the last is alpha, of all of the picture
+        kinds = [(index, 0, index + 1) for index in range(source.channels - 1)]
+        kinds.append((source.channels - 1, 1, 0))
+        said = b"".join(struct.pack(">HHH", *kind) for kind in kinds)
+        header += box(b"cdef", struct.pack(">H", source.channels) + said)
     if source.says:
         header += box(b"res ", box(b"resc", struct.pack(">4H2b", 7874, 1, 11_811, 1, 0, 0)))
         said = {"xmp": camera.XMP, "iptc": camera.IPTC, "exif": camera.exif(orientation=6)}
