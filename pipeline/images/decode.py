@@ -43,7 +43,6 @@ _CONVERTED = ("cmyk", "ycck", "lab")
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _IS_WHOLE: dict[str, Callable[[bytes], bool]] = {
     "gif": gif.is_whole,
-    "jpeg": jpeg.is_whole,
     "jpeg2000": jpeg2000.is_whole,
     "webp": webp.is_whole,
 }
@@ -193,8 +192,7 @@ def _decoded(data: Data, facts: Facts, place: Place | None, *, accept: bool) -> 
         return _Decoded(*read_png.samples(data, accept_truncated=accept))
     if facts.format == "pnm":
         return _Decoded(*pnm.samples(data, accept_truncated=accept))
-    # The decoders of these formats do not always mind.
-    whole = facts.format not in _IS_WHOLE or _IS_WHOLE[facts.format](data)
+    whole, left_over = _check_end(data, facts.format)
     if not whole and not accept:
         message = f"the file ends too soon, or has a gap ({len(data):,} bytes)"
         raise DecodeError("decode_failed", message)
@@ -202,7 +200,8 @@ def _decoded(data: Data, facts: Facts, place: Place | None, *, accept: bool) -> 
         samples, dropped = jpeg2000.samples(data, facts)
         return _Decoded(samples, not whole, dropped)
     if facts.format == "jpeg":
-        return _Decoded(_jpeg(data if whole else data + jpeg.END, facts), not whole)
+        codes = ("jpeg_bytes_left_over",) * left_over
+        return _Decoded(_jpeg(data if whole else data + jpeg.END, facts), not whole, codes)
     if facts.format == "gif" and not whole:
         return _Decoded(_by_pillow(gif.completed(data), facts), truncated=True)
     try:
@@ -212,6 +211,13 @@ def _decoded(data: Data, facts: Facts, place: Place | None, *, accept: bool) -> 
             raise
         blank = bytes(4 * (facts.width + 1) * facts.height)
         return _Decoded(_by_pillow(data + blank, facts), truncated=True)
+
+
+def _check_end(data: bytes, format: str) -> tuple[bool, bool]:
+    """Whether a file is whole, where its decoder does not mind, and has bytes left over."""
+    if format == "jpeg":
+        return jpeg.check(data)
+    return format not in _IS_WHOLE or _IS_WHOLE[format](data), False
 
 
 def _jpeg(data: bytes, facts: Facts) -> Samples:

@@ -2,8 +2,10 @@
 
 import re
 import struct
+import zlib
 from collections.abc import Iterator
 
+import imagecodecs
 import simplejpeg
 
 from pipeline.errors import DecodeError
@@ -16,49 +18,113 @@ END = b"\xff\xd9"
 _MPF_IMAGES = 0xB001
 # Frames of JPEG that hold samples; the other markers of that range are tables.
 _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_ALONE = {0x01, 0xD8, 0xD9}
 _SOS, _EOI, _APP1, _APP2, _APP14 = 0xDA, 0xD9, 0xE1, 0xE2, 0xEE
 # In coded samples FF 00 is a sample's byte, FF D0 to FF D7 are restarts, FF FF is padding.
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-# What libjpeg says where it makes samples up. Bytes left over it mentions too: cameras write them.
+_RESTART = re.compile(rb"\xff+[\xd0-\xd7]")
+_ARITHMETIC = {*range(0xC9, 0xD0)} - {0xCC}
+_LOSSLESS = {0xC3, 0xC7, 0xCB, 0xCF}
+# What libjpeg says where it makes samples up, or finds too many: before a restart, a table or a
+# further scan they tell of damage. At the end cameras write such bytes, so do programs in headers.
 _GAP = re.compile(r"premature end|bad Huffman code|bad arithmetic code|found marker")
+_LEFT_OVER = re.compile(r"extraneous bytes before marker 0x(..)")
+_AT_THE_END = "d9"
+# Sample bytes enough to change a picture that takes them in.
+_MORE = b"\x55" * 64
 
 
 def segments(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Markers with what belongs to each, up to the end of the picture or of the file."""
+    for _, start, end in _places(data):
+        yield data[start + 1], data[start + 4 : end]
+
+
+def _places(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Of each marker's segment: where what stands before it begins, its start and its end."""
     at = 2
     while found := _MARKER.search(data, at):
-        marker, at = data[found.start() + 1], found.end()
+        before, at, marker = at, found.end(), data[found.end() - 1]
+        if marker not in _ALONE:
+            at += int(struct.unpack_from(">H", data, at)[0])
+        yield before, found.start(), at
         if marker == _EOI:
-            yield marker, b""
             return
-        if marker in (0x01, 0xD8):  # these stand alone
-            continue
-        (length,) = struct.unpack_from(">H", data, at)
-        yield marker, data[at + 2 : at + length]
-        at += length
 
 
-def is_whole(data: bytes, tables: bytes | None = None) -> bool:
-    """Whether the picture's end is marked, and no data are missing before: decoders go on in gray.
+def check(data: bytes, tables: bytes | None = None) -> tuple[bool, bool]:
+    """Whether all of the picture is there, and whether bytes are left over that it does not need.
 
-    tables: a TIFF's, which stand before its strips and tiles, as a JPEG of their own.
+    Whole is what has its end marked, and misses no data before: decoders go on in gray. tables: a
+    TIFF's, which stand before its strips and tiles, as a JPEG of their own.
     """
+    joined = tables[: -len(END)] + data[2:] if tables else data
     try:
-        ended = any(marker == _EOI for marker, _ in segments(data))
+        markers = {marker for marker, _ in segments(joined)}
     except struct.error:
-        return False
-    return ended and not _has_gap(tables[: -len(END)] + data[2:] if tables else data)
+        return False, False
+    if _EOI not in markers:
+        return False, False
+    gap, left_over = _damage(joined, markers)
+    return not gap, left_over
 
 
-def _has_gap(data: bytes) -> bool:
-    """Decodes all data, to an eighth of the size, as Pillow and imagecodecs hold warnings back.
+def _damage(data: bytes, markers: set[int]) -> tuple[bool, bool]:
+    """Whether there is a gap, and bytes left over.
 
-    Nothing is known of what this binding does not read, as are 12 bits.
+    Decodes all data, to an eighth of the size, as Pillow and imagecodecs hold warnings back. This
+    binding gives the first one only. It writes lossless JPEG beyond the room for an eighth.
     """
+    if markers & _LOSSLESS:
+        return _takes_more(data, markers), False
     try:
         simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, min_factor=8, strict=True)
     except ValueError as error:
-        return bool(_GAP.search(str(error)))
+        said = str(error)
+        left_over = _LEFT_OVER.search(said)
+        if left_over and left_over[1] == _AT_THE_END:
+            return False, True  # none can follow
+        if left_over and not _is_loose_header(data):
+            return True, True
+        return bool(_GAP.search(said)) or _takes_more(data, markers), bool(left_over)
+    return False, False
+
+
+def _takes_more(data: bytes, markers: set[int]) -> bool:
+    """Whether the picture changes where its samples go on, as one does that misses some.
+
+    For warnings that hide others, and what the binding does not read: 12 bits, lossless JPEG.
+    """
+    # Arithmetic coding goes on in zeros, which encoders leave out.
+    if markers & _ARITHMETIC:
+        return False
+    try:
+        first, second = (
+            zlib.crc32(imagecodecs.jpeg8_decode(file).data) for file in (data, _with_more(data))
+        )
+    except imagecodecs.Jpeg8Error:
+        return True
+    return first != second
+
+
+def _with_more(data: bytes) -> bytes:
+    """With further bytes wherever coded samples end."""
+    made, at = bytearray(data[:2]), 2
+    for before, start, at in _places(data):
+        coded = data[before:start].rstrip(b"\xff")
+        if coded:
+            made += _RESTART.sub(lambda restart: _MORE + restart[0], coded) + _MORE
+        made += data[start:at]
+    return bytes(made + data[at:])
+
+
+def _is_loose_header(data: bytes) -> bool:
+    """Whether something stands between the segments before the first samples."""
+    for before, start, _ in _places(data):
+        if data[before:start].strip(b"\xff"):
+            return True
+        if data[start + 1] == _SOS:
+            break
     return False
 
 

@@ -14,7 +14,7 @@ import PIL.TiffImagePlugin
 from numpy.typing import NDArray
 
 from pipeline.errors import DecodeError, TooLargeError, UnsupportedError
-from pipeline.images import tiff_parts
+from pipeline.images import jpeg, tiff_parts
 from pipeline.images.ifd import Data, Directory, Place, stream
 from pipeline.images.image import Alpha, Colour, Facts, Samples
 from pipeline.images.levels import full_range
@@ -22,6 +22,7 @@ from pipeline.images.levels import full_range
 _NEW_SUBFILE, _OLD_SUBFILE = 254, 255
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
 _ORIENTATION, _SAMPLES, _PALETTE, _INKS, _EXTRA, _KIND = 274, 277, 320, 332, 338, 339
+_STRIPS, _STRIP_BYTES, _JPEG_STREAM, _JPEG_BYTES = 273, 279, 513, 514
 _DNG = 50706
 
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
@@ -111,7 +112,11 @@ def samples(
     if compression == _OLD_JPEG or (
         compression != _JPEG and tags.number(_PHOTOMETRIC, -1) == _YCBCR
     ):
-        return _by_libtiff(data, place.at), False, ()
+        whole = compression != _OLD_JPEG or _is_whole_old_jpeg(data, tags)
+        if not whole and not accept_truncated:
+            message = f"the file ends too soon, or has a gap in its JPEG ({len(data):,} bytes)"
+            raise DecodeError("decode_failed", message)
+        return _by_libtiff(data, place.at), not whole, ()
     stored, missing = tiff_parts.samples(
         data, tags, place.at, depth, accept_truncated=accept_truncated
     )
@@ -218,6 +223,20 @@ def _palette(tags: Directory) -> tuple[NDArray[np.uint8], int]:
         colours = colours >> 8
     channels = 1 if (colours == colours[0]).all() else 3
     return colours[:channels].T.astype(np.uint8), channels
+
+
+def _is_whole_old_jpeg(data: Data, tags: Directory) -> bool:
+    """Whether all parts are in the file, and a JPEG stream that they are in is whole.
+
+    libtiff goes on in gray. Of samples that stand apart from their tables nothing more is known.
+    """
+    start, size = tags.number(_JPEG_STREAM, 0), tags.number(_JPEG_BYTES, 0)
+    strips = tags.numbers(_STRIPS)
+    parts = [(start, size), *zip(strips, tags.numbers(_STRIP_BYTES), strict=False)]
+    if any(at + count > len(data) for at, count in parts):
+        return False
+    inside = all(start <= at < start + size for at in strips)
+    return not inside or jpeg.check(data[start : start + size])[0]
 
 
 def _by_libtiff(data: Data, at: int) -> Samples:

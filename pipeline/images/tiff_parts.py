@@ -67,7 +67,7 @@ def _decode(
     is_whole = _IS_WHOLE.get(page.compression)
     whole = 0 < size == len(part) and (is_whole is None or is_whole(part))
     if whole and page.compression == _JPEG:
-        whole = jpeg.is_whole(part, page.jpegtables)
+        whole, _ = jpeg.check(part, page.jpegtables)
     if not whole and accept and part:
         part = part + jpeg.END if page.compression == _JPEG else part.ljust(size, b"\0")
     elif not whole:

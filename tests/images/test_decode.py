@@ -968,10 +968,73 @@ def test_a_jpeg_with_a_gap_is_a_failure(kind):
     assert "truncated_accepted" in image.warnings
 
 
-def test_bytes_left_over_in_a_jpeg_are_no_gap():
+def deep_jpeg(lossless, channels, depth=12):
+    soft = np.asarray(gradient.resize((200, 150)), np.uint16)
+    stored = (soft << 4) | (soft >> 4) if depth == 12 else soft.astype(np.uint8)
+    stored = stored if channels == 3 else np.ascontiguousarray(stored[:, :, 0])
+    return imagecodecs.jpeg8_encode(stored, bitspersample=depth, level=95, lossless=lossless)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("lossless", "depth"), [(False, 12), (True, 12), (True, 8)])
+def test_a_gap_is_seen_in_what_the_strict_decoder_does_not_read(lossless, depth, channels):
+    """12 bits and lossless JPEG, of which no decoder here says anything."""
+    whole = deep_jpeg(lossless, channels, depth)
+    assert read(whole).warnings == ("icc_untagged",)
+    for share in (2, 3, 4):
+        file = with_a_gap(whole, whole[len(whole) // share :])
+        assert code(file) == "decode_failed"
+    cut = whole[: len(whole) // 2] + b"\0\xff\xd9"
+    assert "truncated_accepted" in read(cut, truncated="accept").warnings
+
+
+def with_an_odd_version(file):
+    """A JFIF that libjpeg does not know, of which it warns before it warns of anything else."""
+    at = file.index(b"JFIF\0") + 5
+    return file[:at] + b"\7" + file[at + 1 :]
+
+
+@pytest.mark.parametrize("kind", [{}, {"progressive": True}, {"restart_marker_rows": 2}])
+def test_a_gap_is_seen_behind_another_warning(kind):
+    whole = with_an_odd_version(saved(gradient.resize((200, 150)), "JPEG", quality=90, **kind))
+    assert read(whole).warnings == ("icc_untagged",)
+    assert code(with_a_gap(whole, whole[len(whole) // 3 :])) == "decode_failed"
+
+
+def test_bytes_left_over_at_the_end_of_a_jpeg_are_no_gap():
+    """Cameras write them. They may be of damage, too."""
     whole = WHOLE["jpeg"]
     image = read(whole[:-2] + bytes(40) + whole[-2:])
     np.testing.assert_array_equal(image.pixels, read(whole).pixels)
+    assert "jpeg_bytes_left_over" in image.warnings
+    assert "jpeg_bytes_left_over" not in read(whole).warnings
+    image = read(whole[:20] + bytes(5) + whole[20:])
+    np.testing.assert_array_equal(image.pixels, read(whole).pixels)
+    assert "jpeg_bytes_left_over" in image.warnings
+
+
+@pytest.mark.parametrize("kind", [{"progressive": True}, {"restart_marker_rows": 2}])
+def test_bytes_left_over_before_the_end_of_a_jpeg_are_damage(kind):
+    whole = saved(gradient.resize((200, 150)), "JPEG", quality=90, **kind)
+    at = len(whole) // 3
+    assert code(whole[:at] + noise(64).tobytes().replace(b"\xff", b"") + whole[at:]) == (
+        "decode_failed"
+    )
+
+
+def test_an_old_jpeg_in_a_tiff_that_has_a_gap_or_ends_too_soon_is_a_failure():
+    whole = old_jpeg(np.asarray(gradient.resize((200, 150))), 1)
+    wanted = read(whole).pixels
+    at = whole.index(b"\xff\xd8")
+    broken = [whole[:at] + with_a_gap(whole[at:], whole[whole.rindex(b"\xff\xda") :])]
+    for share in range(2, 10):
+        cut = len(whole) * share // 10
+        broken += [whole[:cut], whole[:cut] + bytes(len(whole) - cut)]
+    for file in broken:
+        assert code(file) == "decode_failed"
+    image = read(broken[-1], truncated="accept")
+    assert "truncated_accepted" in image.warnings
+    np.testing.assert_array_equal(image.pixels[:60], wanted[:60])
 
 
 def test_what_is_blank_is_taken_if_asked_for():
