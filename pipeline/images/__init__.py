@@ -9,7 +9,7 @@ child        the program of such a process
 wire         what the two say to each other
 decode       a file's bytes to a picture: facts, policy, samples, metadata
 header       facts of each format, before anything is decoded
-read_png, read_tiff, jpeg, jpeg2000, webp, gif, pnm
+read_png, read_tiff, jpeg, jpeg2000, jp2_channels, webp, gif, pnm
              a format's header, and its samples where no library has them as they are stored
 tiff_parts   the strips and tiles of a TIFF
 ifd          directories of tags: of TIFF, EXIF and cameras' further pictures
