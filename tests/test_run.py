@@ -260,6 +260,9 @@ def test_formats_and_sizes_are_as_asked(runs):
 )
 def test_what_cannot_be_ends_with_2_and_one_sentence_before_anything_starts(runs, arguments, said):
     pictures(runs.folder / "in", 1)
+    (runs.folder / "none").mkdir()
+    (runs.folder / "none" / "gcsfs.py").write_text("raise ImportError('as if it were not there')")
+    runs.environment["PYTHONPATH"] = str(runs.folder / "none")
     (runs.folder / "two").mkdir()
     for suffix in ("jpg", "png"):
         picture(0).save(runs.folder / "two" / f"a.{suffix}")

@@ -135,7 +135,7 @@ def _codec_boundary(data: Data) -> Generator[None]:
         raise TooLargeError("decode_memory", f"no memory to decode {len(data)} bytes") from error
     # An allocation of libjpeg's that failed is no MemoryError.
     except imagecodecs.Jpeg8Error as error:
-        if "Insufficient memory" not in str(error):
+        if jpeg.NO_MEMORY not in str(error):
             raise _failed(data, error) from error
         raise TooLargeError("decode_memory", f"no memory to decode {len(data)} bytes") from error
     # Mutated files make codecs raise nearly anything (ValueError, RuntimeError, SyntaxError,

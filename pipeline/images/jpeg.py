@@ -14,6 +14,8 @@ from pipeline.images.image import Colour, Facts
 from pipeline.images.walk import EXIF_IN_JPEG
 
 END = b"\xff\xd9"
+NO_MEMORY = "Insufficient memory"
+"""What libjpeg says of an allocation that failed."""
 
 _MPF_IMAGES = 0xB001
 # Frames of JPEG that hold samples; the other markers of that range are tables.
@@ -102,7 +104,9 @@ def _takes_more(data: bytes, markers: set[int]) -> bool:
         first, second = (
             zlib.crc32(imagecodecs.jpeg8_decode(file).data) for file in (data, _with_more(data))
         )
-    except imagecodecs.Jpeg8Error:
+    except imagecodecs.Jpeg8Error as error:
+        if NO_MEMORY in str(error):
+            raise
         return True
     return first != second
 
