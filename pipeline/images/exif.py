@@ -7,14 +7,14 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Literal
 
-Order = Literal["<", ">"]
+from pipeline.errors import DecodeError
+from pipeline.images import ifd
+from pipeline.images.ifd import LONG, RATIONAL, SHORT, SIZES, Directory, Entry, Order, Stream
+
 Value = tuple[int, int, bytes]
 """Type, count, and the bytes of a tag's value."""
 
-BYTE, ASCII, SHORT, LONG, RATIONAL, UNDEFINED, IFD = 1, 2, 3, 4, 5, 7, 13
-SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 129: 1}
 _UNITS = {1: 1, 2: 1, 5: 4, 6: 1, 7: 1, 10: 4, 11: 4, 12: 8}  # what a change of order turns round
 
 ORIENTATION = 0x0112
@@ -30,6 +30,7 @@ STORAGE = frozenset(
 )
 """Tags of the first directory that say how a file stores its samples."""
 MAX_LONG = 2**32 - 1
+_HEADER = 0, 8
 
 
 class BrokenExifError(ValueError):
@@ -37,72 +38,25 @@ class BrokenExifError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One tag of a directory, with a value of a known type that lies inside the stream."""
+class Parsed:
+    """A stream with its directories found; they lie inside it and over no other one."""
 
-    at: int
-    """Where its 12 bytes begin."""
-    tag: int
-    type: int
-    count: int
-    start: int
-    """Where its value begins."""
-
-    @property
-    def size(self) -> int:
-        """Bytes of the value."""
-        return SIZES[self.type] * self.count
-
-    @property
-    def span(self) -> tuple[int, int]:
-        """Of a value that stands outside its entry; else empty."""
-        return (self.start, self.start + self.size) if self.size > 4 else (0, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Directory:
-    """A table of entries; it lies inside the stream and over no other one."""
-
-    at: int
-    stated: int
-    """Entries that it says it has."""
-    entries: dict[int, Entry]
-    """Those that are sound, by tag."""
-    next: int | None
-    """Where the next one begins, 0 for none; None where there is no room for it."""
-
-    @property
-    def span(self) -> tuple[int, int]:
-        """Where the table begins and ends."""
-        return self.at, self.at + 2 + 12 * self.stated + (4 if self.next is not None else 0)
-
-
-@dataclass(slots=True)
-class Stream:
-    """A stream with its directories found."""
-
-    data: bytes
-    order: Order
+    stream: Stream
     directories: dict[str, Directory] = field(default_factory=dict[str, Directory])
-
-    def value(self, entry: Entry) -> bytes:
-        """Its bytes, in the stream's order."""
-        return self.data[entry.start : entry.start + entry.size]
-
-    def long(self, at: int) -> int:
-        """The 32-bit number there."""
-        (value,) = struct.unpack_from(f"{self.order}I", self.data, at)
-        return value
+    entries: dict[str, dict[int, Entry]] = field(default_factory=dict[str, dict[int, Entry]])
+    """Those of each directory that are sound, by tag."""
 
     @property
     def tables(self) -> list[tuple[int, int]]:
         """Where the header and the directories lie."""
-        return [(0, 8), *(directory.span for directory in self.directories.values())]
+        return [_HEADER, *(directory.span for directory in self.directories.values())]
 
     @property
     def broken(self) -> bool:
         """Whether entries had to be left out."""
-        return any(found.stated > len(found.entries) for found in self.directories.values())
+        return any(
+            found.stated > len(self.entries[name]) for name, found in self.directories.items()
+        )
 
 
 def check(stream: bytes) -> bool:
@@ -121,11 +75,11 @@ def entries(stream: bytes, order: Order = "<") -> dict[str, dict[int, Value]]:
     pointers = {tag for _, tag in POINTERS.values()}
     return {
         name: {
-            tag: (entry.type, entry.count, _ordered(parsed, entry, order))
-            for tag, entry in directory.entries.items()
+            tag: (entry.type, entry.length, _ordered(parsed.stream, entry, order))
+            for tag, entry in found.items()
             if tag not in pointers
         }
-        for name, directory in parsed.directories.items()
+        for name, found in parsed.entries.items()
     }
 
 
@@ -135,16 +89,15 @@ def maker_note(stream: bytes) -> tuple[int, bytes] | None:
         parsed = parse(stream)
     except BrokenExifError:
         return None
-    found = parsed.directories.get("exif")
-    entry = found.entries.get(MAKER_NOTE) if found else None
-    return (entry.start, parsed.value(entry)) if entry and entry.size > 8 else None
+    entry = parsed.entries.get("exif", {}).get(MAKER_NOTE)
+    return (entry.start, parsed.stream.value(entry)) if entry and entry.size > 8 else None
 
 
-def _ordered(parsed: Stream, entry: Entry, order: Order) -> bytes:
+def _ordered(stream: Stream, entry: Entry, order: Order) -> bytes:
     """A value's bytes in the order asked for."""
-    value = parsed.value(entry)
+    value = stream.value(entry)
     unit = _UNITS.get(entry.type, SIZES[entry.type])
-    if order == parsed.order or unit == 1:
+    if order == stream.order or unit == 1:
         return value
     return b"".join(value[at : at + unit][::-1] for at in range(0, len(value), unit))
 
@@ -170,7 +123,7 @@ def resolution(stream: bytes) -> tuple[float, float] | None:
     """Pixels an inch, across and down as stored; None if not said. Raises BrokenExifError."""
     parsed = parse(stream)
     across, down = (
-        rational(parsed, parsed.directories["ifd0"].entries.get(tag))
+        rational(parsed.stream, parsed.entries["ifd0"].get(tag))
         for tag in (X_RESOLUTION, Y_RESOLUTION)
     )
     per_inch = inches(_number(parsed, RESOLUTION_UNIT, default=INCH))
@@ -193,7 +146,7 @@ def with_resolution(stream: bytes | None, dpi: tuple[float, float]) -> bytes:
     if stream and before and max(abs(a - b) for a, b in zip(before, dpi, strict=True)) < 0.01:
         return stream
     parsed = parse(stream) if stream else None
-    order: Order = parsed.order if parsed else "<"
+    order: Order = parsed.stream.order if parsed else "<"
     said: dict[int, Value] = {
         tag: (RATIONAL, 1, packed(order, Fraction(side)))
         for tag, side in zip((X_RESOLUTION, Y_RESOLUTION), dpi, strict=True)
@@ -201,10 +154,10 @@ def with_resolution(stream: bytes | None, dpi: tuple[float, float]) -> bytes:
     said[RESOLUTION_UNIT] = SHORT, 1, struct.pack(f"{order}H", INCH)
     if not parsed:
         return build({"ifd0": said}, order)
-    buffer = bytearray(parsed.data)
+    buffer = bytearray(parsed.stream.data)
     records = {
-        tag: parsed.data[entry.at : entry.at + 12]
-        for tag, entry in parsed.directories["ifd0"].entries.items()
+        tag: parsed.stream.data[entry.at : entry.at + 12]
+        for tag, entry in parsed.entries["ifd0"].items()
     }
     for tag, value in said.items():
         records[tag] = record(buffer, order, tag, value, None)
@@ -251,66 +204,59 @@ def _build(
     return at
 
 
-def parse(stream: bytes) -> Stream:
+def parse(data: bytes) -> Parsed:
     """Finds the directories that are sound.
 
     Raises BrokenExifError if the first one is not, or if values lie over each other so much that
     they add up to more than the whole stream: 200 KB could stand for gigabytes.
     """
-    orders: dict[bytes, Order] = {b"II*\0": "<", b"MM\0*": ">"}
-    order = orders.get(stream[:4])
-    if not order or not 8 <= len(stream) <= MAX_LONG:
-        raise BrokenExifError(f"{len(stream)} bytes that begin with {stream[:8]!r}")
-    parsed = Stream(stream, order)
-    first = directory_at(parsed, parsed.long(4), parsed.tables, linked=True)
+    try:
+        stream = ifd.stream(data)
+    except DecodeError as error:
+        raise BrokenExifError(str(error)) from error
+    if stream.big or len(data) > MAX_LONG:
+        raise BrokenExifError(f"a stream of {len(data):,} bytes, at first {data[:8]!r}")
+    parsed = Parsed(stream)
+    first = directory_at(parsed, stream.first, linked=True)
     if not first:
-        raise BrokenExifError(f"no directory at {parsed.long(4)} of {len(stream)} bytes")
-    parsed.directories["ifd0"] = first
+        raise BrokenExifError(f"no directory at {stream.first} of {len(data)} bytes")
+    _add(parsed, "ifd0", first)
     for name, (parent, tag) in POINTERS.items():
-        above = parsed.directories.get(parent)
-        entry = above.entries.get(tag) if above else None
-        if not above or not entry:
+        above = parsed.entries.get(parent, {})
+        if tag not in above:
             continue
-        pointer = entry.type in (LONG, IFD) and entry.count == 1
-        at = parsed.long(entry.start) if pointer else 0
-        if below := directory_at(parsed, at, parsed.tables):
-            parsed.directories[name] = below
+        if below := directory_at(parsed, stream.pointer(above[tag])):
+            _add(parsed, name, below)
         else:
-            del above.entries[tag]
-    total = sum(
-        entry.size for found in parsed.directories.values() for entry in found.entries.values()
-    )
-    if total > len(stream):
-        raise BrokenExifError(f"{total:,} bytes of values in a stream of {len(stream):,}")
+            del above[tag]
+    total = sum(entry.size for found in parsed.entries.values() for entry in found.values())
+    if total > len(data):
+        raise BrokenExifError(f"{total:,} bytes of values in a stream of {len(data):,}")
     return parsed
 
 
-def directory_at(
-    parsed: Stream, at: int, tables: list[tuple[int, int]], *, linked: bool = False
-) -> Directory | None:
-    """The directory there, unless it is cut short or lies over one of the tables.
+def _add(parsed: Parsed, name: str, found: Directory) -> None:
+    parsed.directories[name] = found
+    # BigTIFF's types are none of EXIF's.
+    sound = found.sound().items()
+    parsed.entries[name] = {tag: entry for tag, entry in sound if entry.type in SIZES}
 
-    linked: whether the offset of a next one belongs to it. The others are read by their pointers
-    alone, and writers leave it out there.
+
+def directory_at(parsed: Parsed, at: int, *, linked: bool = False) -> Directory | None:
+    """The directory there, unless it is cut short or lies over the header or one that was found.
+
+    linked: as of `ifd.Stream.directory`.
     """
-    data = parsed.data
-    if not 8 <= at <= len(data) - 2:
+    try:
+        found = parsed.stream.directory(at, linked=linked)
+    except DecodeError:
         return None
-    (stated,) = struct.unpack_from(f"{parsed.order}H", data, at)
-    end = at + 2 + 12 * stated
-    if end > len(data):
-        return None
-    following = parsed.long(end) if linked and end + 4 <= len(data) else None
-    found = Directory(at, stated, {}, following)
-    if any(overlap(found.span, table) for table in tables):
-        return None
-    for place in range(at + 2, end, 12):
-        tag, kind, count = struct.unpack_from(f"{parsed.order}HHI", data, place)
-        size = SIZES.get(kind, 0) * count
-        start = place + 8 if size <= 4 else parsed.long(place + 8)
-        if size and start + size <= len(data) and tag not in found.entries:
-            found.entries[tag] = Entry(place, tag, kind, count, start)
-    return found
+    return None if any(overlap(found.span, table) for table in parsed.tables) else found
+
+
+def span(entry: Entry) -> tuple[int, int]:
+    """Where a value lies that stands outside its entry; else empty."""
+    return (entry.start, entry.start + entry.size) if entry.size > 4 else (0, 0)
 
 
 def overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
@@ -318,21 +264,21 @@ def overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
     return one[0] < other[1] and other[0] < one[1]
 
 
-def _number(parsed: Stream, tag: int, default: int = 0) -> int:
+def _number(parsed: Parsed, tag: int, default: int = 0) -> int:
     """A tag of the first directory that holds one whole number."""
-    entry = parsed.directories["ifd0"].entries.get(tag)
-    if not entry or entry.count != 1 or entry.type not in (SHORT, LONG):
+    entry = parsed.entries["ifd0"].get(tag)
+    if not entry or entry.length != 1 or entry.type not in (SHORT, LONG):
         return default
     letter = "H" if entry.type == SHORT else "I"
-    (value,) = struct.unpack_from(f"{parsed.order}{letter}", parsed.data, entry.start)
+    (value,) = struct.unpack_from(parsed.stream.order + letter, parsed.stream.data, entry.start)
     return value
 
 
-def rational(parsed: Stream, entry: Entry | None) -> Fraction | None:
+def rational(stream: Stream, entry: Entry | None) -> Fraction | None:
     """An entry's one value; None where it is none, or divided by zero."""
-    if not entry or entry.type != RATIONAL or entry.count != 1:
+    if not entry or entry.type != RATIONAL or entry.length != 1:
         return None
-    above, below = parsed.long(entry.start), parsed.long(entry.start + 4)
+    above, below = stream.long(entry.start), stream.long(entry.start + 4)
     return Fraction(above, below) if below else None
 
 

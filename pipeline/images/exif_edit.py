@@ -12,21 +12,8 @@ from fractions import Fraction
 from itertools import islice
 
 from pipeline.images import exif
-from pipeline.images.exif import (
-    ASCII,
-    IFD,
-    LONG,
-    ORIENTATION,
-    RATIONAL,
-    SHORT,
-    X_RESOLUTION,
-    Y_RESOLUTION,
-    Directory,
-    Entry,
-    Order,
-    Stream,
-    Value,
-)
+from pipeline.images.exif import ORIENTATION, X_RESOLUTION, Y_RESOLUTION, Parsed, Value
+from pipeline.images.ifd import ASCII, LONG, RATIONAL, SHORT, Directory, Entry, Order, Stream
 
 _OWN_BLOCKS = {700, 33723, 34377, 34675}  # XMP, IPTC, Photoshop, ICC: carried on their own
 _COMPRESSED_BITS = 0x9102
@@ -89,31 +76,31 @@ def edit(stream: bytes, change: Change) -> bytes:
     buffer = bytearray(stream)
     _wipe_thumbnail(buffer, parsed)
     kept: dict[str, list[Entry]] = {}
-    for name, directory in parsed.directories.items():
+    for name, found in parsed.entries.items():
         stale = _STALE.get(name, frozenset[int]())
         if change.into_srgb:
             stale |= _OF_OLD_COLOURS.get(name, frozenset[int]())
-        kept[name] = [entry for entry in directory.entries.values() if entry.tag not in stale]
-    taken = parsed.tables + [entry.span for listed in kept.values() for entry in listed]
+        kept[name] = [entry for entry in found.values() if entry.tag not in stale]
+    taken = parsed.tables + [exif.span(entry) for listed in kept.values() for entry in listed]
     for name, directory in parsed.directories.items():
         records = list[bytes]()
         for entry in kept[name]:
             value = _corrected(parsed, name, entry, change)
-            if value == (entry.type, entry.count, parsed.value(entry)):
-                records.append(parsed.data[entry.at : entry.at + 12])
+            if value == (entry.type, entry.length, parsed.stream.value(entry)):
+                records.append(parsed.stream.data[entry.at : entry.at + 12])
             elif value:
                 fits = entry.size >= len(value[2]) > 4
                 # Writers let tags of one value share it.
-                alone = fits and sum(exif.overlap(entry.span, other) for other in taken) == 1
+                alone = fits and sum(exif.overlap(exif.span(entry), other) for other in taken) == 1
                 place = entry.start if alone else None
-                records.append(exif.record(buffer, parsed.order, entry.tag, value, place))
-        _write_table(buffer, parsed.order, directory, records)
+                records.append(exif.record(buffer, parsed.stream.order, entry.tag, value, place))
+        _write_table(buffer, parsed.stream.order, directory, records)
     return bytes(buffer)
 
 
-def _corrected(parsed: Stream, name: str, entry: Entry, change: Change) -> Value | None:
+def _corrected(parsed: Parsed, name: str, entry: Entry, change: Change) -> Value | None:
     """A tag's value now; None if nothing true can be said."""
-    order, place = parsed.order, (name, entry.tag)
+    order, place = parsed.stream.order, (name, entry.tag)
     if place == ("ifd0", ORIENTATION):
         return SHORT, 1, struct.pack(f"{order}H", 1)
     if change.into_srgb and place == _COLOUR_SPACE:
@@ -125,8 +112,8 @@ def _corrected(parsed: Stream, name: str, entry: Entry, change: Change) -> Value
     if place in _DENSITIES:
         return _density(parsed, name, entry, change)
     if name == "exif" and entry.tag in (_SUBJECT_AREA, _SUBJECT_LOCATION):
-        return _subject(parsed, entry, change)
-    return entry.type, entry.count, parsed.value(entry)
+        return _subject(parsed.stream, entry, change)
+    return entry.type, entry.length, parsed.stream.value(entry)
 
 
 def _whole(order: Order, value: int) -> Value:
@@ -135,25 +122,25 @@ def _whole(order: Order, value: int) -> Value:
     return LONG, 1, struct.pack(f"{order}I", value)
 
 
-def _density(parsed: Stream, name: str, entry: Entry, change: Change) -> Value | None:
-    source = entry
+def _density(parsed: Parsed, name: str, entry: Entry, change: Change) -> Value | None:
+    stream, source = parsed.stream, entry
     if change.turned:
-        other = parsed.directories[name].entries.get(_DENSITIES[name, entry.tag])
+        other = parsed.entries[name].get(_DENSITIES[name, entry.tag])
         source = other or entry
-    before, value = exif.rational(parsed, entry), exif.rational(parsed, source)
+    before, value = exif.rational(stream, entry), exif.rational(stream, source)
     # The sensor's pixels are always more than they were.
     if value and (change.scale_resolution or entry.tag in _FOCAL_PLANE):
         value *= change.factors[0 if entry.tag in _ACROSS else 1]
     if value is None or value == before:
-        return entry.type, entry.count, parsed.value(entry)
-    return RATIONAL, 1, exif.packed(parsed.order, value)
+        return entry.type, entry.length, stream.value(entry)
+    return RATIONAL, 1, exif.packed(stream.order, value)
 
 
-def _subject(parsed: Stream, entry: Entry, change: Change) -> Value | None:
+def _subject(stream: Stream, entry: Entry, change: Change) -> Value | None:
     """A point, a circle (its diameter) or a rectangle (its sides), in pixels of the picture."""
-    if entry.type != SHORT or entry.count not in (2, 3, 4):
+    if entry.type != SHORT or entry.length not in (2, 3, 4):
         return None
-    x, y, *sides = struct.unpack(f"{parsed.order}{entry.count}H", parsed.value(entry))
+    x, y, *sides = struct.unpack(f"{stream.order}{entry.length}H", stream.value(entry))
     x, y = upright(x, y, change.orientation, change.stored)
     if change.turned:
         sides.reverse()
@@ -162,7 +149,7 @@ def _subject(parsed: Stream, entry: Entry, change: Change) -> Value | None:
     values += [round(side * by) for side, by in zip(sides, (across, down), strict=False)]
     if max(values) >= 2**16 or min(values) < 0:
         return None
-    return SHORT, len(values), struct.pack(f"{parsed.order}{len(values)}H", *values)
+    return SHORT, len(values), struct.pack(f"{stream.order}{len(values)}H", *values)
 
 
 def upright(
@@ -187,22 +174,20 @@ def _write_table(
     buffer[start:end] = table.ljust(end - start, b"\0")
 
 
-def _wipe_thumbnail(buffer: bytearray, parsed: Stream) -> None:
+def _wipe_thumbnail(buffer: bytearray, parsed: Parsed) -> None:
     """Zeroes the second directory and its picture, or cuts them off where they are the end."""
-    first = parsed.directories["ifd0"].next
-    second = exif.directory_at(parsed, first, parsed.tables, linked=True) if first else None
+    stream, first = parsed.stream, parsed.directories["ifd0"].following
+    second = exif.directory_at(parsed, first, linked=True) if first else None
     if not second:
         return
-    few = islice(second.entries.values(), _THUMBNAIL_TAGS)
-    spans = [second.span, *(entry.span for entry in few)]
-    places = [second.entries.get(tag) for tag in (_THUMBNAIL, _THUMBNAIL_BYTES)]
-    if all(entry and entry.type in (LONG, IFD) and entry.count == 1 for entry in places):
-        start, size = (parsed.long(entry.start) for entry in places if entry)
+    entries = second.sound()
+    few = islice(entries.values(), _THUMBNAIL_TAGS)
+    spans = [second.span, *(exif.span(entry) for entry in few)]
+    if _THUMBNAIL in entries and _THUMBNAIL_BYTES in entries:
+        start, size = (stream.pointer(entries[tag]) for tag in (_THUMBNAIL, _THUMBNAIL_BYTES))
         spans.append((start, min(start + size, len(buffer))))
     taken = parsed.tables + [
-        entry.span
-        for directory in parsed.directories.values()
-        for entry in directory.entries.values()
+        exif.span(entry) for found in parsed.entries.values() for entry in found.values()
     ]
     for start, end in sorted(spans, reverse=True):
         if start >= end or any(exif.overlap((start, end), other) for other in taken):

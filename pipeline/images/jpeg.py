@@ -159,5 +159,5 @@ def _mpf_images(block: bytes) -> int:
     try:
         stream = ifd.stream(block)
         return max(1, stream.directory(stream.first).number(_MPF_IMAGES, 1))
-    except (DecodeError, struct.error):
+    except DecodeError:
         return 1

@@ -5,15 +5,13 @@ YCbCr outside of JPEG, and old-style JPEG.
 """
 
 import io
-import struct
 import warnings
-from collections.abc import Iterator
 
 import numpy as np
 import PIL.TiffImagePlugin
 from numpy.typing import NDArray
 
-from pipeline.errors import DecodeError, TooLargeError, UnsupportedError
+from pipeline.errors import DecodeError, UnsupportedError
 from pipeline.images import jpeg, tiff_parts
 from pipeline.images.ifd import Data, Directory, Place, stream
 from pipeline.images.image import Alpha, Colour, Facts, Samples
@@ -45,22 +43,22 @@ _CHANNELS = {"gray": 1, "bilevel": 1}
 _ALPHAS: dict[int, Alpha] = {_ASSOCIATED: "premultiplied", _UNASSOCIATED: "straight"}
 _SAMPLE_KINDS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex floating-point"}
 
-_MOST_DIRECTORIES = 65_536
-_MOST_ENTRIES = 2**22
 _MOST_SAMPLES = 16
 
 
 def places(data: Data) -> list[Place]:
-    """Of every page. Raises DecodeError where the chain of directories is broken, or a circle;
-    TooLargeError or UnsupportedError."""
-    found = [(at, directory) for at, directory in _directories(data) if _is_page(directory)]
+    """Of every page. Raises UnsupportedError, and what `Stream.chain` does."""
+    source = stream(data)
+    if not source.first:
+        raise DecodeError("decode_failed", "a TIFF without a page")
+    found = [directory for directory in source.chain() if _is_page(directory)]
     if not found:
         raise UnsupportedError(
             "unsupported_format", "a TIFF of thumbnails only; a camera's raw file perhaps"
         )
-    if any(directory.count(_DNG) for _, directory in found):
+    if any(directory.count(_DNG) for directory in found):
         raise UnsupportedError("unsupported_format", "DNG, a camera's raw file, is not read")
-    return [Place(at, len(found)) for at, _ in found]
+    return [Place(directory.span[0], len(found)) for directory in found]
 
 
 def place(data: Data, page: int) -> Place:
@@ -139,26 +137,6 @@ def samples(
 def is_icc_lab(data: Data, place: Place) -> bool:
     """Whether Lab's a and b are stored from 0 on and not around it."""
     return stream(data).directory(place.at).number(_PHOTOMETRIC, _CIELAB) == _ICCLAB
-
-
-def _directories(data: Data) -> Iterator[tuple[int, Directory]]:
-    """The chain, each with its place; a broken or hostile file may lead it in a circle or through
-    itself."""
-    source, seen, entries = stream(data), set[int](), 0
-    at = source.first
-    if not at:
-        raise DecodeError("decode_failed", "a TIFF without a page")
-    while at:
-        if at in seen:
-            raise DecodeError("decode_failed", f"the directory at byte {at:,} comes up again")
-        seen.add(at)
-        directory = source.directory(at)
-        entries += len(directory.tags)
-        if len(seen) > _MOST_DIRECTORIES or entries > _MOST_ENTRIES:
-            message = f"more than {_MOST_DIRECTORIES:,} directories or {_MOST_ENTRIES:,} tags"
-            raise TooLargeError("too_many_pages", f"{message} in a TIFF")
-        yield at, directory
-        at = directory.following
 
 
 def _is_page(directory: Directory) -> bool:
@@ -243,7 +221,7 @@ def _by_libtiff(data: Data, at: int) -> Samples:
     # Pillow would follow the chain once more, so it begins with the page.
     source = stream(data)
     head = slice(8, 16) if source.big else slice(4, 8)
-    first = struct.pack(source.order + ("Q" if source.big else "I"), at)
+    first = source.layout.offsets.pack(at)
     begins_there = b"".join((data[: head.start], first, data[head.stop :]))
     with (
         # For all threads, but few files come this way, and children that decode have one thread.

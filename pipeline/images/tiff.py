@@ -21,6 +21,7 @@ import tifffile
 from isal import isal_zlib
 
 from pipeline.images import exif
+from pipeline.images.ifd import ASCII, BYTE, IFD, LONG, LONG8, UTF8
 from pipeline.images.image import Metadata, Samples
 from pipeline.images.page import Page
 
@@ -37,7 +38,6 @@ _CLASSIC_BYTES = 2**32 - 1
 # What there is beside samples and values, and what a deflate that gains nothing adds.
 _PAGE_BYTES, _SEGMENT_BYTES, _ENTRY_BYTES = 2**12, 2**8, 2**5
 
-_BYTE, _ASCII, _LONG, _UNDEFINED, _IFD, _LONG8, _UTF8 = 1, 2, 4, 7, 13, 16, 129
 _XMP, _IPTC, _INTEROPERABILITY = 700, 33723, 0xA005
 # What EXIF's first directory may say of how another file stores its samples, or of blocks that are
 # carried on their own: their number and layout, orientation, resolution, YCbCr, colour profile.
@@ -143,7 +143,7 @@ def _plan(page: Page, tiled_pixels: int) -> _Planned:
 
 def _blocks(said: Metadata) -> Iterator[_Tag]:
     """XMP and IPTC; the colour profile and the resolution have arguments of their own."""
-    for tag, kind, block in ((_XMP, _BYTE, said.xmp), (_IPTC, _BYTE, said.iptc)):
+    for tag, kind, block in ((_XMP, BYTE, said.xmp), (_IPTC, BYTE, said.iptc)):
         if block:
             yield tag, kind, len(block), block, True
 
@@ -152,9 +152,9 @@ def _exif(writer: tifffile.TiffWriter, page: _Planned, big: bool) -> Iterator[_T
     """The tags of EXIF's first directory; the others go into the file, ahead of their page."""
     said = dict(page.exif or {})
     for tag, (kind, count, value) in said.get("ifd0", {}).items():
-        if tag not in _OF_THE_FILE and kind != _IFD:
-            yield tag, _ASCII if kind == _UTF8 else kind, count, value, True
-    offset_kind, offset_format = (_LONG8, "<Q") if big else (_LONG, "<I")
+        if tag not in _OF_THE_FILE and kind != IFD:
+            yield tag, ASCII if kind == UTF8 else kind, count, value, True
+    offset_kind, offset_format = (LONG8, "<Q") if big else (LONG, "<I")
     if "exif" in said and "interop" in said:
         at = struct.pack(offset_format, _append(writer, said["interop"], big))
         said["exif"] = said["exif"] | {_INTEROPERABILITY: (offset_kind, 1, at)}

@@ -3,13 +3,14 @@
 Formats: TIFF 6.0, of 3 June 1992; Aware Systems' BigTIFF design.
 """
 
-import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 
-from pipeline.images import exif
-from pipeline.images.exif import Order, Value
-from pipeline.images.ifd import Data
+from pipeline.errors import DecodeError
+from pipeline.images import exif, ifd
+from pipeline.images.exif import Value
+from pipeline.images.ifd import Data, Directory, Entry, Order, Stream
 
 XMP, IPTC, PHOTOSHOP, ICC, C2PA = 700, 33723, 34377, 34675, 52545
 BLOCKS = frozenset({XMP, IPTC, PHOTOSHOP, ICC})
@@ -30,10 +31,8 @@ _KNOWN = _WORTH_KEEPING | _POINTERS | _STRUCTURE | BLOCKS | {C2PA}
 # How files of microscopes say what their pages are; not true of the result.
 _LAYOUTS = (b'{"shape"', b"ImageJ=", b"<?xml version")
 
-_MOST_ENTRIES = 2**16
 _HEADER, _INLINE = 8, 8  # bytes before all values of a stream, and that an entry itself may hold
 _MOST_PADDED = 2**16 - 2**10  # of a JPEG's segment, with room for corrected values
-_BIG_SIZES = exif.SIZES | {16: 8, 17: 8, 18: 8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +62,20 @@ def read(data: Data, page: int, take: Callable[[int], None], *, at: int = 0) -> 
     take: told the size of every value before it is read; raises what its caller wants raised.
     Raises exif.BrokenExifError if there is no such page.
     """
-    file = _File(data, take)
-    table = file.table(at or file.page(page))
+    first = _page(data, page, at)
+    file = _Page(first.stream, take)
+    table = file.sound(first)
     tables = {"ifd0": table}
     for name, (parent, tag) in exif.POINTERS.items():
-        at = file.pointer(tables.get(parent, {}).get(tag))
-        if at and at not in file.visited:
-            tables[name] = file.table(at)
+        pointer = tables.get(parent, {}).get(tag)
+        if pointer and (below := file.below(pointer)):
+            tables[name] = file.sound(below)
     kept = {name: file.values(found, name == "ifd0") for name, found in tables.items()}
     description = kept["ifd0"].get(IMAGE_DESCRIPTION)
     layout = description is not None and description[2].startswith(_LAYOUTS)
     if layout:
         del kept["ifd0"][IMAGE_DESCRIPTION]
-    stream, moved = _stream(kept, file.order, tables.get("exif", {}).get(exif.MAKER_NOTE))
+    stream, moved = _stream(kept, first.stream.order, tables.get("exif", {}).get(exif.MAKER_NOTE))
     says_little = kept["ifd0"].keys() <= _SAYS_LITTLE and not any(list(kept.values())[1:])
     return Tags(
         exif=None if says_little else stream,
@@ -89,7 +89,7 @@ def read(data: Data, page: int, take: Callable[[int], None], *, at: int = 0) -> 
 
 
 def _stream(
-    kept: dict[str, dict[int, Value]], order: Order, note: "_Entry | None"
+    kept: dict[str, dict[int, Value]], order: Order, note: Entry | None
 ) -> tuple[bytes, bool]:
     """EXIF that says this, and whether its maker note stands elsewhere than in the file.
 
@@ -104,105 +104,58 @@ def _stream(
     return exif.build(kept, order, note_at=note.start), False
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    type: int
-    count: int
-    start: int
-    size: int
+def _page(data: Data, number: int, at: int) -> Directory:
+    """A page's directory; at: where it begins, if that is known. Raises BrokenExifError."""
+    try:
+        source = ifd.stream(data)
+        if at:
+            return source.directory(at)
+        found = [*islice(source.chain(), number + 1)]
+    except DecodeError as error:
+        raise exif.BrokenExifError(str(error)) from error
+    if len(found) <= number:
+        raise exif.BrokenExifError(f"page {number} of {len(found)}")
+    return found[number]
 
 
-class _File:
-    """A TIFF file, and what was wrong with it so far."""
+@dataclass(slots=True)
+class _Page:
+    """What is read of a page's directories, and whether something was wrong with them."""
 
-    def __init__(self, data: Data, take: Callable[[int], None]) -> None:
-        orders: dict[bytes, tuple[Order, bool]] = {
-            b"II*\0": ("<", False),
-            b"MM\0*": (">", False),
-            b"II+\0": ("<", True),
-            b"MM\0+": (">", True),
-        }
-        if data[:4] not in orders or len(data) < 16:
-            raise exif.BrokenExifError(f"{len(data)} bytes that begin with {data[:8]!r}")
-        self.order: Order
-        self.order, self._big = orders[data[:4]]
-        self._data, self._take = data, take
-        # The widths of counts and offsets, and an entry's bytes.
-        self._count, self._offset, self._entry = ("Q", "Q", 20) if self._big else ("H", "I", 12)
-        self.visited = set[int]()
-        self.incomplete = False
+    stream: Stream
+    take: Callable[[int], None]
+    visited: set[int] = field(default_factory=set[int])
+    """Where the directories stand that were read."""
+    incomplete: bool = False
 
-    def page(self, number: int) -> int:
-        """Where the directory of a page begins."""
-        at = self._read(self._offset, 8 if self._big else 4)
-        for _ in range(number):
-            if at in self.visited or not at:
-                raise exif.BrokenExifError(f"page {number} of {len(self.visited)}")
-            self.visited.add(at)
-            at = self._read(self._offset, self._end(at))
-        return at
-
-    def table(self, at: int) -> dict[int, _Entry]:
-        """The sound entries of the directory there, by tag."""
-        self.visited.add(at)
-        end, found = self._end(at), dict[int, _Entry]()
-        inline = struct.calcsize(f"={self._offset}")
-        for place in range(end - self._stated(at) * self._entry, end, self._entry):
-            tag, kind = self._read("H", place), self._read("H", place + 2)
-            count = self._read(self._offset, place + 4)
-            size = _BIG_SIZES.get(kind, 0) * count
-            start = place + 4 + inline
-            if size > inline:
-                start = self._read(self._offset, start)
-            if not size or start + size > len(self._data) or tag in found:
-                self.incomplete = True
-            else:
-                found[tag] = _Entry(kind, count, start, size)
+    def sound(self, directory: Directory) -> dict[int, Entry]:
+        """The sound entries of a directory, by tag."""
+        self.visited.add(directory.span[0])
+        found = directory.sound()
+        self.incomplete |= directory.stated > len(found)
         return found
 
-    def pointer(self, entry: _Entry | None) -> int:
-        """The offset that an entry holds; 0 if it holds none that leads anywhere."""
-        letter = {4: "I", 13: "I", 16: "Q", 18: "Q"}.get(entry.type) if entry else None
-        if not entry or not letter or entry.count != 1:
-            self.incomplete |= entry is not None
-            return 0
-        at = self._read(letter, entry.start)
+    def below(self, entry: Entry) -> Directory | None:
+        """The directory that an entry leads to; None if there is none that is new."""
         try:
-            self._end(at)
-        except exif.BrokenExifError:
+            found = self.stream.directory(self.stream.pointer(entry), linked=False)
+        except DecodeError:
             self.incomplete = True
-            return 0
-        return at
+            return None
+        return None if found.span[0] in self.visited else found
 
-    def values(self, table: dict[int, _Entry], only_worth_keeping: bool) -> dict[int, Value]:
+    def values(self, table: dict[int, Entry], only_worth_keeping: bool) -> dict[int, Value]:
         """What entries say that classic TIFF, so EXIF, can say too."""
         pointers = {tag for _, tag in exif.POINTERS.values()}
         return {
             tag: self.value(entry)
             for tag, entry in table.items()
-            if entry.type in exif.SIZES
+            if entry.type in ifd.SIZES
             and tag not in pointers
             and (tag in _WORTH_KEEPING or not only_worth_keeping)
         }
 
-    def value(self, entry: _Entry) -> Value:
+    def value(self, entry: Entry) -> Value:
         """Type, count and bytes, in the file's order."""
-        self._take(entry.size)
-        return entry.type, entry.count, self._data[entry.start : entry.start + entry.size]
-
-    def _stated(self, at: int) -> int:
-        return self._read(self._count, at)
-
-    def _end(self, at: int) -> int:
-        """Where the entries of the directory there end."""
-        stated = self._stated(at)
-        end = at + struct.calcsize(f"={self._count}") + stated * self._entry
-        if stated >= _MOST_ENTRIES or end > len(self._data):
-            raise exif.BrokenExifError(f"{stated} tags at {at} of {len(self._data)} bytes")
-        return end
-
-    def _read(self, letter: str, at: int) -> int:
-        if at + struct.calcsize(f"={letter}") > len(self._data):
-            raise exif.BrokenExifError(f"an offset of {at}, there are {len(self._data)} bytes")
-        (value,) = struct.unpack_from(f"{self.order}{letter}", self._data, at)
-        return value
+        self.take(entry.size)
+        return entry.type, entry.length, self.stream.value(entry)
