@@ -12,14 +12,17 @@ header       facts of each format, before anything is decoded
 read_png, read_tiff, jpeg, jpeg2000, jp2_channels, webp, gif, pnm
              a format's header, and its samples where no library has them as they are stored
 tiff_parts   the strips and tiles of a TIFF
-ifd          directories of tags: of TIFF, EXIF and cameras' further pictures
+ifd          directories of tags: of TIFF, its tags, EXIF and cameras' further pictures
 levels       full range, straight alpha, the right way up
 colour       CMYK and Lab to sRGB
 profiles     what a colour profile is for, and sRGB's
 
 metadata     what a file says beside its samples, read, and made true of the result
 blocks       where it stands in each format
-walk         the blocks that files are made of
+png_blocks, jpeg_blocks
+             the same of PNG and JPEG
+found        what was found of it, within a limit
+walk         the blocks that files are made of: for headers, metadata and samples alike
 png_text     PNG's texts
 tiff_tags    what a TIFF's tags say
 exif, xmp    what EXIF and XMP say

@@ -18,6 +18,7 @@ from pipeline.images.walk import (
     APP2,
     APP13,
     APP14,
+    EOI,
     EXIF_IN_JPEG,
     EXTENDED_XMP,
     ICC_IN_JPEG,
@@ -27,6 +28,7 @@ from pipeline.images.walk import (
     PHOTOSHOP,
     PNG_SIGNATURE,
     RAW_PROFILE,
+    SOS,
     XMP_IN_JPEG,
     XMP_IN_PNG,
     begins,
@@ -131,6 +133,8 @@ def _embed_in_jpeg(file: bytes, said: Metadata) -> tuple[bytes, tuple[str, ...]]
     jfif, kept, end = b"", list[memoryview](), 2
     adobe = False
     for segment in jpeg_segments(file):
+        if segment.marker in (SOS, EOI):
+            break
         end = segment.end
         if segment.marker == APP0 and begins(segment.body, JFIF):
             jfif = file[segment.start : segment.end]
@@ -198,7 +202,7 @@ def _icc_bodies(profile: bytes) -> list[bytes]:
 def _embed_in_webp(file: bytes, said: Metadata) -> tuple[bytes, tuple[str, ...]]:
     if file[:4] != b"RIFF" or file[8:12] != b"WEBP":
         raise ValueError("no WebP file")
-    chunks = list(riff_chunks(file))
+    chunks = [(kind, body) for kind, body, is_whole in riff_chunks(file) if is_whole]
     dropped = ["iptc_dropped"] if said.iptc else []
     profile = said.icc_profile
     if profile and profiles.space(profile) != profiles.RGB:  # WebP makes RGB of gray

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 from pipeline.images.image import Facts
 from pipeline.images.levels import palette_channels
+from pipeline.images.walk import gif_blocks, gif_palette_bytes
 
-_EXTENSION, _FRAME = 0x21, 0x2C
 _GRAPHIC_CONTROL = 0xF9
-_OWN_PALETTE = 0x80
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,28 +57,18 @@ def completed(data: bytes) -> bytes:
 
 
 def _blocks(data: bytes) -> _Blocks:
-    width, height, flags = struct.unpack_from("<HHB", data, 6)
-    palette = _palette(data, 13, flags)
-    at, frames, transparent = 13 + len(palette), 0, False
-    while at < len(data) and data[at] in (_EXTENSION, _FRAME):
-        if data[at] == _FRAME:
-            own = _palette(data, at + 10, data[at + 9])
+    width, height = struct.unpack_from("<HH", data, 6)
+    palette = data[13 : 13 + gif_palette_bytes(data, 10)]
+    end, frames, transparent = 13 + len(palette), 0, False
+    for block in gif_blocks(data):
+        end = block.end
+        if block.label == _GRAPHIC_CONTROL and not frames:
+            transparent = bool(data[block.start + 3] & 1)
+        elif block.label is None:
             if not frames:
-                palette = own or palette
+                palette = data[block.start + 10 : block.parts - 1] or palette
                 # Pillow makes room for what of the first frame lies beyond the screen.
-                left, top, across, down = struct.unpack_from("<4H", data, at + 1)
+                left, top, across, down = struct.unpack_from("<4H", data, block.start + 1)
                 width, height = max(width, left + across), max(height, top + down)
             frames += 1
-            at += 10 + len(own) + 1  # and the codes' least width
-        else:
-            if data[at + 1] == _GRAPHIC_CONTROL and not frames:
-                transparent = bool(data[at + 3] & 1)
-            at += 2
-        while at < len(data) and data[at]:  # the block's parts, each after its length
-            at += 1 + data[at]
-        at += 1
-    return _Blocks(width, height, frames, palette, transparent, at)
-
-
-def _palette(data: bytes, at: int, flags: int) -> bytes:
-    return data[at : at + (6 << (flags & 7))] if flags & _OWN_PALETTE else b""
+    return _Blocks(width, height, frames, palette, transparent, end)

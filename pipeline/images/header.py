@@ -17,6 +17,7 @@ from pipeline.errors import DecodeError, UnsupportedError
 from pipeline.images import exif, gif, jpeg, jpeg2000, levels, pnm, read_png, read_tiff, webp
 from pipeline.images.ifd import Data, Place
 from pipeline.images.image import Alpha, Colour, Facts
+from pipeline.images.walk import PNG_SIGNATURE
 
 _KEYED: Alpha = "transparent_colour"
 
@@ -66,7 +67,7 @@ def _named(found: Facts) -> Facts:
 
 def sniff(data: Data) -> str:
     """The format by a file's first bytes. Raises DecodeError or UnsupportedError."""
-    if data[:8] == read_png.SIGNATURE:
+    if data[:8] == PNG_SIGNATURE:
         return "png"
     if data[:3] == b"\xff\xd8\xff":
         return "jpeg"

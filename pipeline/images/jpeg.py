@@ -11,7 +11,7 @@ import simplejpeg
 from pipeline.errors import DecodeError
 from pipeline.images import exif, ifd
 from pipeline.images.image import Colour, Facts
-from pipeline.images.walk import EXIF_IN_JPEG
+from pipeline.images.walk import APP1, APP2, APP14, EOI, EXIF_IN_JPEG, SOS, begins, jpeg_segments
 
 END = b"\xff\xd9"
 NO_MEMORY = "Insufficient memory"
@@ -20,10 +20,6 @@ NO_MEMORY = "Insufficient memory"
 _MPF_IMAGES = 0xB001
 # Frames of JPEG that hold samples; the other markers of that range are tables.
 _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-_ALONE = {0x01, 0xD8, 0xD9}
-_SOS, _EOI, _APP1, _APP2, _APP14 = 0xDA, 0xD9, 0xE1, 0xE2, 0xEE
-# In coded samples FF 00 is a sample's byte, FF D0 to FF D7 are restarts, FF FF is padding.
-_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _RESTART = re.compile(rb"\xff+[\xd0-\xd7]")
 _ARITHMETIC = {*range(0xC9, 0xD0)} - {0xCC}
 _LOSSLESS = {0xC3, 0xC7, 0xCB, 0xCF}
@@ -36,24 +32,6 @@ _AT_THE_END = "d9"
 _MORE = b"\x55" * 64
 
 
-def segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Markers with what belongs to each, up to the end of the picture or of the file."""
-    for _, start, end in _places(data):
-        yield data[start + 1], data[start + 4 : end]
-
-
-def _places(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Of each marker's segment: where what stands before it begins, its start and its end."""
-    at = 2
-    while found := _MARKER.search(data, at):
-        before, at, marker = at, found.end(), data[found.end() - 1]
-        if marker not in _ALONE:
-            at += int(struct.unpack_from(">H", data, at)[0])
-        yield before, found.start(), at
-        if marker == _EOI:
-            return
-
-
 def check(data: bytes, tables: bytes | None = None) -> tuple[bool, bool]:
     """Whether all of the picture is there, and whether bytes are left over that it does not need.
 
@@ -61,11 +39,8 @@ def check(data: bytes, tables: bytes | None = None) -> tuple[bool, bool]:
     TIFF's, which stand before its strips and tiles, as a JPEG of their own.
     """
     joined = tables[: -len(END)] + data[2:] if tables else data
-    try:
-        markers = {marker for marker, _ in segments(joined)}
-    except struct.error:
-        return False, False
-    if _EOI not in markers:
+    markers = {marker for marker, *_ in jpeg_segments(joined)}
+    if EOI not in markers:
         return False, False
     gap, left_over = _damage(joined, markers)
     return not gap, left_over
@@ -111,6 +86,14 @@ def _takes_more(data: bytes, markers: set[int]) -> bool:
     return first != second
 
 
+def _places(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Of each segment: where what stands before it begins, its start and its end."""
+    before = 2
+    for _, _, start, end in jpeg_segments(data):
+        yield before, start, end
+        before = end
+
+
 def _with_more(data: bytes) -> bytes:
     """With further bytes wherever coded samples end."""
     made, at = bytearray(data[:2]), 2
@@ -127,23 +110,23 @@ def _is_loose_header(data: bytes) -> bool:
     for before, start, _ in _places(data):
         if data[before:start].strip(b"\xff"):
             return True
-        if data[start + 1] == _SOS:
+        if data[start + 1] == SOS:
             break
     return False
 
 
 def facts(data: bytes) -> Facts:
-    frame, adobe, stream, frames = b"", -1, b"", 1
-    for marker, body in segments(data):
+    frame, adobe, stream, frames = memoryview(b""), -1, b"", 1
+    for marker, body, *_ in jpeg_segments(data):
         if marker in _SOF:
             frame = body
-        elif marker == _APP1 and body.startswith(EXIF_IN_JPEG):
-            stream = stream or body[len(EXIF_IN_JPEG) :]
-        elif marker == _APP14 and body.startswith(b"Adobe"):
+        elif marker == APP1 and begins(body, EXIF_IN_JPEG):
+            stream = stream or bytes(body[len(EXIF_IN_JPEG) :])
+        elif marker == APP14 and begins(body, b"Adobe"):
             adobe = body[11]
-        elif marker == _APP2 and body.startswith(b"MPF\0"):
-            frames = _mpf_images(body[4:])
-        elif marker == _SOS:
+        elif marker == APP2 and begins(body, b"MPF\0"):
+            frames = _mpf_images(bytes(body[4:]))
+        elif marker == SOS:
             break
     depth, height, width, components = struct.unpack_from(">BHHB", frame)
     four: Colour = "ycck" if adobe == 2 else "cmyk"

@@ -13,6 +13,7 @@ from pipeline.errors import DecodeError, UnsupportedError
 from pipeline.images import exif, jp2_channels
 from pipeline.images.image import Facts, Samples
 from pipeline.images.jp2_channels import Channels
+from pipeline.images.walk import Block, jp2_boxes
 
 BOXES = b"\0\0\0\x0cjP  \r\n\x87\n"
 CODESTREAM = b"\xff\x4f\xff\x51"
@@ -21,7 +22,6 @@ _SOT, _EOC = 0xFF90, 0xFFD9
 _LEAST_PART = 14  # bytes of a tile-part: its header and the mark of its data
 
 _SUPERBOXES = {b"jp2h"}
-_MOST_BOXES = 10_000
 _EXIF = b"JpgTiffExif->JP2"
 
 
@@ -154,38 +154,26 @@ def _boxes(data: bytes) -> dict[bytes, bytes]:
     if data.startswith(CODESTREAM):
         return {b"jp2c": data[: 42 + 3 * 16_384]}
     found: dict[bytes, bytes] = {}
-    for kind, start, end in _walk(data, 0, len(data)):
-        body = data[start : min(end, start + 65_536)]
+    for kind, part, _ in _parts(data):
+        body = bytes(part[:65_536])
         name, content = (body[:16], body[16:]) if kind == b"uuid" else (kind, body)
         found.setdefault(name, content)
     return found
+
+
+def _parts(data: bytes) -> Iterator[Block]:
+    """The boxes, and those in them."""
+    for box in jp2_boxes(data):
+        if box.kind in _SUPERBOXES:
+            yield from jp2_boxes(box.body)
+        yield box
 
 
 def _codestream(data: bytes) -> bytes:
     """The samples as they are coded. Raises DecodeError."""
     if data.startswith(CODESTREAM):
         return data
-    for kind, start, end in _walk(data, 0, len(data)):
+    for kind, body, _ in jp2_boxes(data):
         if kind == b"jp2c":
-            return data[start:end]
+            return bytes(body)
     raise DecodeError("decode_failed", "no codestream")
-
-
-def _walk(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Each box's kind, and where what is in it begins and ends."""
-    for _ in range(_MOST_BOXES):
-        if at + 8 > end:
-            return
-        length, kind = struct.unpack_from(">I4s", data, at)
-        body = at + 8
-        if length == 1:
-            (length,) = struct.unpack_from(">Q", data, body)
-            body += 8
-        after = at + length if length else end
-        if after < body:
-            raise DecodeError("decode_failed", f"a box of {length} bytes")
-        if kind in _SUPERBOXES:
-            yield from _walk(data, body, min(after, end))
-        yield kind, body, min(after, len(data))
-        at = after
-    raise DecodeError("decode_failed", f"more than {_MOST_BOXES:,} boxes")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pipeline.config import Policy
 from pipeline.images import blocks, exif, exif_edit, profiles, xmp, xmp_edit, xmp_stale
 from pipeline.images.exif_edit import Change
+from pipeline.images.found import Found
 from pipeline.images.ifd import Data
 from pipeline.images.image import Facts, Metadata
 
@@ -213,8 +214,8 @@ def _marked(
     return xmp_edit.edit(packet, says=says, corrects={}, event=event)
 
 
-def _sound_profile(found: blocks.Blocks) -> bytes | None:
-    profile = found.found.get("icc")
+def _sound_profile(found: Found) -> bytes | None:
+    profile = found.blocks.get("icc")
     if not profile:
         return None
     if (
@@ -227,8 +228,8 @@ def _sound_profile(found: blocks.Blocks) -> bytes | None:
     return None
 
 
-def _sound_exif(found: blocks.Blocks) -> bytes | None:
-    stream = found.found.get("exif")
+def _sound_exif(found: Found) -> bytes | None:
+    stream = found.blocks.get("exif")
     if not stream:
         return None
     try:
@@ -240,8 +241,8 @@ def _sound_exif(found: blocks.Blocks) -> bytes | None:
     return stream
 
 
-def _sound_xmp(found: blocks.Blocks) -> bytes | None:
-    packet = found.found.get("xmp")
+def _sound_xmp(found: Found) -> bytes | None:
+    packet = found.blocks.get("xmp")
     if not packet:
         return None
     try:
@@ -251,9 +252,9 @@ def _sound_xmp(found: blocks.Blocks) -> bytes | None:
         return None
 
 
-def _sound_iptc(found: blocks.Blocks) -> bytes | None:
+def _sound_iptc(found: Found) -> bytes | None:
     """Records one after another, each `1C record dataset length`; zeros may follow."""
-    records = found.found.get("iptc")
+    records = found.blocks.get("iptc")
     if not records:
         return None
     at = 0

@@ -20,8 +20,7 @@ from pipeline.errors import DecodeError
 from pipeline.images import png_text
 from pipeline.images.image import Samples
 from pipeline.images.levels import palette_channels
-
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
+from pipeline.images.walk import PNG_SIGNATURE, png_chunks
 
 # Column, row and their steps of the passes of an interlaced picture, and of any other.
 _ADAM7 = (
@@ -40,7 +39,6 @@ _CHECKED = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 _STORED_BYTES = 65_535  # of a deflate block
 _PIECE_BYTES = 2**16  # of a chunk, given to inflate: what it does not take yet is copied
 _BAND_BYTES = 2**20
-_MOST_CHUNKS = 2**20  # a gigabyte in the usual 8 KiB pieces has an eighth
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,27 +134,13 @@ def samples(data: bytes, *, accept_truncated: bool) -> tuple[Samples, bool]:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """Kind and body of each chunk that is there whole, up to IEND; those of IDAT also in part."""
-    at, view = len(SIGNATURE), memoryview(data)
-    for _ in range(_MOST_CHUNKS):
-        if at + 8 > len(data):
-            return
-        length, kind = struct.unpack_from(">I4s", data, at)
-        body = view[at + 8 : at + 8 + length]
-        end = at + 8 + length
-        if end + 4 > len(data):
-            if kind == b"IDAT":
-                yield kind, body
-            return
-        if kind in _CHECKED and isal_zlib.crc32(view[at + 4 : end]) != int.from_bytes(
-            data[end : end + 4]
-        ):
-            raise DecodeError("decode_failed", f"the checksum of {kind.decode()} is wrong")
-        yield kind, body
-        if kind == b"IEND":
-            return
-        at = end + 4
-    raise DecodeError("decode_failed", f"more than {_MOST_CHUNKS:,} chunks")
+    """Kind and body of each chunk that is there whole; those of IDAT also in part."""
+    for chunk in png_chunks(data):
+        is_whole = chunk.checksum is not None
+        if is_whole and chunk.kind in _CHECKED and not chunk.is_intact:
+            raise DecodeError("decode_failed", f"the checksum of {chunk.kind.decode()} is wrong")
+        if is_whole or chunk.kind == b"IDAT":
+            yield chunk.kind, chunk.body
 
 
 class _Lines:
@@ -254,7 +238,7 @@ def _unfiltered(lines: bytes, width: int, line: int, said: Header) -> NDArray[An
     kind = 0 if said.kind == 3 else said.kind  # as gray, so that the index stays one
     ihdr = struct.pack(">IIBBBBB", width, height, said.depth, kind, 0, 0, 0)
     chunks = ((b"IHDR", ihdr), (b"IDAT", _stored(lines)), (b"IEND", b""))
-    file = SIGNATURE + b"".join(
+    file = PNG_SIGNATURE + b"".join(
         part
         for kind, body in chunks
         for part in (

@@ -1,6 +1,7 @@
 """The blocks that PNG, JPEG, WebP, JPEG 2000 and GIF files are made of, one after another.
 
-A file that is cut short ends where its last whole block ends.
+One walker for each format, for its header, its metadata and its samples alike. A block that the
+file's end cuts short is the last one, and says so; there is an end to how many blocks are walked.
 
 Formats: W3C, PNG (third edition), of 24 June 2025; ITU-T T.81 and T.871 (JPEG, JFIF); ISO/IEC
 15444-1 annex I (JP2); Google, WebP Container Specification; Adobe, Photoshop File Formats;
@@ -8,10 +9,13 @@ CompuServe, GIF89a.
 """
 
 import re
-import struct
-import zlib
 from collections.abc import Iterator
+from struct import Struct
 from typing import NamedTuple
+
+from isal import isal_zlib
+
+from pipeline.errors import DecodeError
 
 JFIF = b"JFIF\0"
 EXIF_IN_JPEG = b"Exif\0\0"
@@ -23,20 +27,51 @@ IPTC_RESOURCE = 0x0404
 XMP_IN_PNG = b"XML:com.adobe.xmp"
 RAW_PROFILE = b"Raw profile type "
 
-APP0, APP1, APP2, APP13, APP14, COM = 0xE0, 0xE1, 0xE2, 0xED, 0xEE, 0xFE
-_GIF_EXTENSION, _GIF_FRAME = 0x21, 0x2C
-_SOS, _EOI = 0xDA, 0xD9
-_STANDALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
 METRES_PER_INCH = 0.0254
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
-# No file that means well has more blocks: a gigabyte of PNG in pieces of 8 KiB has half of them.
-_MOST_BLOCKS = 2**18
-_NOT_FILL = re.compile(rb"[^\xff]")
+APP0, APP1, APP2, APP13, APP14, COM = 0xE0, 0xE1, 0xE2, 0xED, 0xEE, 0xFE
+SOS, EOI = 0xDA, 0xD9
+_STANDALONE = (0x01, 0xD8)  # TEM and SOI, without a length
+# In coded samples FF 00 is a sample's byte, FF D0 to FF D7 are restarts, FF FF is padding.
+_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+
+_GIF_EXTENSION, _GIF_FRAME = 0x21, 0x2C
+
+# No file that means well has more: a gigabyte of PNG in the usual 8 KiB pieces has an eighth.
+_MOST_CHUNKS = 2**20
+_MOST_BOXES = 10_000
+_MOST_BLOCKS = 2**18  # of the other formats
+
+_PNG_HEAD, _RIFF_HEAD, _JP2_HEAD = Struct(">I4s"), Struct("<4sI"), Struct(">I4s")
+
+
+class Chunk(NamedTuple):
+    """Of a PNG."""
+
+    kind: bytes
+    body: memoryview
+    """What there is of it."""
+    checksum: int | None
+    """As the file states it; None where it ends before."""
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether it is all there, and its checksum right."""
+        return isal_zlib.crc32(self.body, isal_zlib.crc32(self.kind)) == self.checksum
+
+
+class Block(NamedTuple):
+    """A chunk of a WebP file, or a box of JPEG 2000's."""
+
+    kind: bytes
+    body: memoryview
+    """What there is of it."""
+    is_whole: bool
 
 
 class Segment(NamedTuple):
-    """A JPEG marker segment before the first scan."""
+    """Of a JPEG: a marker, and what belongs to it."""
 
     marker: int
     body: memoryview
@@ -44,86 +79,110 @@ class Segment(NamedTuple):
     end: int
 
 
-def png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, bool]]:
-    """Kind, contents and whether the checksum is right, of each whole chunk in order."""
+class GifBlock(NamedTuple):
+    """A frame or an extension."""
+
+    label: int | None
+    """The extension's; None for a frame."""
+    start: int
+    parts: int
+    """Where the parts begin that hold its contents, each after its length."""
+    end: int
+    """May lie beyond the file's."""
+
+
+def png_chunks(data: bytes) -> Iterator[Chunk]:
+    """The chunks up to IEND. Raises DecodeError."""
     view, at = memoryview(data), len(PNG_SIGNATURE)
-    for _ in range(_MOST_BLOCKS):
-        if at + 12 > len(data):
+    for _ in range(_MOST_CHUNKS):
+        if at + 8 > len(data):
             return
-        size, kind = struct.unpack_from(">I4s", data, at)
-        if at + 12 + size > len(data):
+        size, kind = _PNG_HEAD.unpack_from(data, at)
+        end = at + 8 + size
+        is_whole = end + 4 <= len(data)
+        checksum = int.from_bytes(data[end : end + 4]) if is_whole else None
+        yield Chunk(kind, view[at + 8 : end], checksum)
+        if kind == b"IEND" or not is_whole:
             return
-        body = view[at + 8 : at + 8 + size]
-        # The samples' checksums are the decoder's business.
-        (stated,) = struct.unpack_from(">I", data, at + 8 + size)
-        yield kind, body, kind == b"IDAT" or zlib.crc32(body, zlib.crc32(kind)) == stated
-        at += 12 + size
+        at = end + 4
+    raise _too_many("chunks", _MOST_CHUNKS)
 
 
 def jpeg_segments(data: bytes) -> Iterator[Segment]:
-    """The whole segments before the first scan, in order."""
+    """The whole segments up to the end of the picture, EOI, which is one of them.
+
+    What lies between them is passed over, as decoders do: coded samples most of all. Raises
+    DecodeError.
+    """
     view, at = memoryview(data), 2
     for _ in range(_MOST_BLOCKS):
-        if data[at : at + 1] != b"\xff" or not (marker := _NOT_FILL.search(data, at)):
+        found = _MARKER.search(data, at)
+        if not found:
             return
-        at, kind = marker.start() - 1, data[marker.start()]
-        if kind in (_SOS, _EOI, 0) or kind in _STANDALONE or at + 4 > len(data):
+        (start, at), marker = found.span(), data[found.start() + 1]
+        if marker == EOI:
+            yield Segment(marker, view[at:at], start, at)
             return
-        size = int.from_bytes(data[at + 2 : at + 4], "big")
-        end = at + 2 + size
-        if size < 2 or end > len(data):
+        if marker in _STANDALONE:
+            continue
+        end = at + max(2, int.from_bytes(data[at : at + 2]))
+        if end > len(data):
             return
-        yield Segment(kind, view[at + 4 : end], at, end)
+        yield Segment(marker, view[at + 2 : end], start, end)
         at = end
+    raise _too_many("segments", _MOST_BLOCKS)
 
 
-def riff_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """Kind and contents of each whole chunk of a WebP file."""
+def riff_chunks(data: bytes | memoryview) -> Iterator[Block]:
+    """The chunks of a WebP file. Raises DecodeError."""
     view, at = memoryview(data), 12
     for _ in range(_MOST_BLOCKS):
         if at + 8 > len(data):
             return
-        kind, size = struct.unpack_from("<4sI", data, at)
-        if at + 8 + size > len(data):
-            return
-        yield kind, view[at + 8 : at + 8 + size]
-        at += 8 + size + size % 2
+        kind, size = _RIFF_HEAD.unpack_from(data, at)
+        end = at + 8 + size
+        yield Block(kind, view[at + 8 : end], end <= len(data))
+        at = end + size % 2
+    raise _too_many("chunks", _MOST_BLOCKS)
 
 
-def jp2_boxes(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
-    """Kind and contents of each box of a JPEG 2000 file, or of a box that holds boxes."""
-    at = 0
-    for _ in range(_MOST_BLOCKS):
+def jp2_boxes(data: bytes | memoryview) -> Iterator[Block]:
+    """The boxes of a JPEG 2000 file, or of a box that holds boxes. Raises DecodeError."""
+    view, at = memoryview(data), 0
+    for _ in range(_MOST_BOXES):
         if at + 8 > len(data):
             return
-        size, kind = struct.unpack_from(">I4s", data, at)
+        size, kind = _JP2_HEAD.unpack_from(data, at)
         header = 8
-        if size == 1 and at + 16 <= len(data):
-            (size,), header = struct.unpack_from(">Q", data, at + 8), 16
+        if size == 1:
+            if at + 16 > len(data):
+                return
+            size, header = int.from_bytes(data[at + 8 : at + 16]), 16
         size = size or len(data) - at  # 0: to the end
-        if size < header or at + size > len(data):
-            return
-        yield kind, data[at + header : at + size]
+        if size < header:
+            raise DecodeError("decode_failed", f"a box of {size} bytes")
+        yield Block(kind, view[at + header : at + size], at + size <= len(data))
         at += size
+    raise _too_many("boxes", _MOST_BOXES)
 
 
-def gif_extensions(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
-    """Label, first part and all that follows as it stands, lengths included, of each extension."""
-    at = 13 + _gif_palette(data, 10)
+def gif_blocks(data: bytes) -> Iterator[GifBlock]:
+    """The extensions and frames of a GIF. Raises DecodeError."""
+    at = 13 + gif_palette_bytes(data, 10)
     for _ in range(_MOST_BLOCKS):
-        if at + 2 > len(data) or data[at] not in (_GIF_EXTENSION, _GIF_FRAME):
+        if at >= len(data) or data[at] not in (_GIF_EXTENSION, _GIF_FRAME):
             return
+        if at + 2 > len(data):
+            raise DecodeError("decode_failed", f"the file ends too soon ({len(data):,} bytes)")
         is_frame = data[at] == _GIF_FRAME
-        start = at + (11 + _gif_palette(data, at + 9) if is_frame else 2)
-        end = start
+        # A frame has its own palette, and the least width of the codes.
+        parts = at + (10 + gif_palette_bytes(data, at + 9) + 1 if is_frame else 2)
+        end = parts
         while end < len(data) and data[end]:  # each part after its length
             end += 1 + data[end]
-        if end >= len(data):
-            return
-        if not is_frame:
-            behind = min(start + 1 + data[start], end)
-            yield data[at + 1], data[start + 1 : behind], data[behind:end]
+        yield GifBlock(None if is_frame else data[at + 1], at, parts, end + 1)
         at = end + 1
+    raise _too_many("blocks", _MOST_BLOCKS)
 
 
 def gif_joined(parts: bytes) -> bytes:
@@ -135,7 +194,7 @@ def gif_joined(parts: bytes) -> bytes:
     return bytes(found)
 
 
-def _gif_palette(data: bytes, at: int) -> int:
+def gif_palette_bytes(data: bytes, at: int) -> int:
     """Bytes of the palette that the flags there tell of."""
     flags = data[at] if at < len(data) else 0
     return 6 << (flags & 7) if flags & 0x80 else 0
@@ -160,3 +219,7 @@ def image_resources(data: bytes) -> Iterator[tuple[int, bytes]]:
 def begins(block: memoryview, prefix: bytes) -> bool:
     """Whether a block begins so."""
     return bytes(block[: len(prefix)]) == prefix
+
+
+def _too_many(what: str, most: int) -> DecodeError:
+    return DecodeError("decode_failed", f"more than {most:,} {what}")

@@ -8,7 +8,7 @@ import imagecodecs
 
 from pipeline.images import exif
 from pipeline.images.image import Facts
-from pipeline.images.walk import riff_chunks
+from pipeline.images.walk import Block, riff_chunks
 
 # Shorter ends of zeros are not looked into: any coded picture may have them.
 _BLANK_BYTES = 16
@@ -18,24 +18,21 @@ _FRAME, _FRAME_HEADER = b"ANMF", 16
 
 def facts(data: bytes) -> Facts:
     """Raises DecodeError, and what struct does where the header is cut short."""
-    kind, at, frames, stream, alpha = data[12:16], 12, 0, b"", False
+    first, frames, stream, alpha = data[12:16], 0, b"", False
     width = height = 0
-    while at + 8 <= len(data):
-        name, length = struct.unpack_from("<4sI", data, at)
-        body = at + 8
-        if name == b"VP8X":
-            flags, *sides = struct.unpack_from("<B3x3s3s", data, body)
+    for kind, body, _ in riff_chunks(data):
+        if kind == b"VP8X":
+            flags, *sides = struct.unpack_from("<B3x3s3s", body)
             width, height = (int.from_bytes(side, "little") + 1 for side in sides)
             alpha = bool(flags & 0x10)
-        elif name == b"VP8L" == kind:
-            (bits,) = struct.unpack_from("<I", data, body + 1)
+        elif kind == b"VP8L" == first:
+            (bits,) = struct.unpack_from("<I", body, 1)
             width, height, alpha = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF), bits >> 28 & 1
-        elif name == b"VP8 " == kind:
-            width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, body + 6))
-        elif name == b"EXIF":
-            stream = stream or data[body : body + length]
-        frames += name == _FRAME
-        at = body + length + (length & 1)
+        elif kind == b"VP8 " == first:
+            width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", body, 6))
+        elif kind == b"EXIF":
+            stream = stream or bytes(body)
+        frames += kind == _FRAME
     plain = Facts(
         "webp", "RGB", 8, max(1, frames), width, height, 3, orientation=exif.turned(stream)
     )
@@ -51,7 +48,9 @@ def is_whole(data: bytes) -> bool:
     its decoder takes zeros for samples. It does not use all of them, as it does a flat picture's.
     """
     (length,) = struct.unpack_from("<I", data, 4)
-    for kind, body in _chunks(data[: 8 + length]):
+    for kind, body, there in _chunks(memoryview(data)[: 8 + length]):
+        if not there:
+            continue
         if not any(kind):
             return False  # blank from here on
         if kind in _BITSTREAMS and _is_blank_at_its_end(kind, body):
@@ -59,14 +58,15 @@ def is_whole(data: bytes) -> bool:
     return True
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
+def _chunks(data: memoryview) -> Iterator[Block]:
     """Those of a file, and in place of an animation's frames those that a frame is made of."""
-    for kind, body in riff_chunks(data):
-        if kind == _FRAME:
+    for block in riff_chunks(data):
+        kind, body, is_whole = block
+        if is_whole and kind == _FRAME:
             # A frame's header is longer than a file's, behind which its walk begins.
-            yield from riff_chunks(bytes(body[_FRAME_HEADER - 12 :]))
+            yield from riff_chunks(body[_FRAME_HEADER - 12 :])
         else:
-            yield kind, body
+            yield block
 
 
 def _is_blank_at_its_end(kind: bytes, body: memoryview) -> bool:

@@ -11,6 +11,7 @@ from pipeline.config import Limits, Policy
 from pipeline.errors import DecodeError
 from pipeline.images import read_png
 from pipeline.images.decode import decode
+from pipeline.images.walk import PNG_SIGNATURE
 
 STEP = 2**23  # what a band may take on its way
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -35,7 +36,7 @@ def png(kind, depth, rows, *chunks, piece=2**16, spoil=0):
     ihdr = struct.pack(">IIBBBBB", width, len(rows), depth, kind, 0, 0, 0)
     data = [(b"IDAT", packed[at : at + piece]) for at in range(0, len(packed), piece)]
     parts = [(b"IHDR", ihdr), *chunks, *data, (b"IEND", b"")]
-    return read_png.SIGNATURE + b"".join(
+    return PNG_SIGNATURE + b"".join(
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
         for kind, body in parts
     )
