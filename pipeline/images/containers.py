@@ -132,15 +132,15 @@ def _embed_in_jpeg(file: bytes, said: Metadata) -> tuple[bytes, tuple[str, ...]]
         raise ValueError("no JPEG file")
     jfif, kept, end = b"", list[memoryview](), 2
     adobe = False
-    for segment in jpeg_segments(file):
-        if segment.marker in (SOS, EOI):
+    for marker, body, start, after in jpeg_segments(file):
+        if marker in (SOS, EOI):
             break
-        end = segment.end
-        if segment.marker == APP0 and begins(segment.body, JFIF):
-            jfif = file[segment.start : segment.end]
-        elif segment.marker not in (APP0, APP1, APP2, APP13):
-            adobe |= segment.marker == APP14
-            kept.append(memoryview(file)[segment.start : segment.end])
+        end = after
+        if marker == APP0 and begins(body, JFIF):
+            jfif = file[start:end]
+        elif marker not in (APP0, APP1, APP2, APP13):
+            adobe |= marker == APP14
+            kept.append(memoryview(file)[start:end])
     blocks, dropped = list[bytes](), list[str]()
     if said.dpi:
         across, down = (round(side) for side in said.dpi)

@@ -237,9 +237,7 @@ def parse(data: bytes) -> Parsed:
 
 def _add(parsed: Parsed, name: str, found: Directory) -> None:
     parsed.directories[name] = found
-    # BigTIFF's types are none of EXIF's.
-    sound = found.sound().items()
-    parsed.entries[name] = {tag: entry for tag, entry in sound if entry.type in SIZES}
+    parsed.entries[name] = found.sound(SIZES)  # BigTIFF's types are none of EXIF's
 
 
 def directory_at(parsed: Parsed, at: int, *, linked: bool = False) -> Directory | None:

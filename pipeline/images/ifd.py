@@ -8,7 +8,7 @@ Formats: TIFF 6.0, of 3 June 1992; Aware Systems' BigTIFF design; CIPA DC-008-20
 
 import mmap
 import struct
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -201,14 +201,13 @@ class Directory:
             (start,) = layout.offsets.unpack_from(data, start)
         return Entry(at, tag, kind, length, start, size)
 
-    def sound(self) -> dict[int, Entry]:
-        """The entries of known types with values that lie inside the stream, by tag."""
+    def sound(self, types: Container[int] = _SIZES) -> dict[int, Entry]:
+        """The entries of these types with values that lie inside the stream, by tag."""
         end = len(self.stream.data)
-        entries = map(self.entry, self.places)
         return {
             entry.tag: entry
-            for entry in entries
-            if entry and entry.size and entry.start + entry.size <= end
+            for entry in map(self.entry, self.places)
+            if entry and entry.size and entry.start + entry.size <= end and entry.type in types
         }
 
     def count(self, tag: int) -> int:

@@ -117,7 +117,7 @@ def _is_loose_header(data: bytes) -> bool:
 
 def facts(data: bytes) -> Facts:
     frame, adobe, stream, frames = memoryview(b""), -1, b"", 1
-    for marker, body, *_ in jpeg_segments(data):
+    for marker, body, _, _ in jpeg_segments(data):
         if marker in _SOF:
             frame = body
         elif marker == APP1 and begins(body, EXIF_IN_JPEG):

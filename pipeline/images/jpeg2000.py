@@ -163,10 +163,10 @@ def _boxes(data: bytes) -> dict[bytes, bytes]:
 
 def _parts(data: bytes) -> Iterator[Block]:
     """The boxes, and those in them."""
-    for box in jp2_boxes(data):
-        if box.kind in _SUPERBOXES:
-            yield from jp2_boxes(box.body)
-        yield box
+    for kind, body, is_whole in jp2_boxes(data):
+        if kind in _SUPERBOXES:
+            yield from jp2_boxes(body)
+        yield kind, body, is_whole
 
 
 def _codestream(data: bytes) -> bytes:

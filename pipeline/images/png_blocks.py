@@ -28,11 +28,10 @@ def find(data: bytes, found: Found) -> None:
     broken = {b"iCCP": "icc_broken", b"sRGB": "icc_broken", b"eXIf": "exif_broken"}
     broken |= dict.fromkeys(png_text.KINDS, "text_broken")
     later, gray, is_srgb = list[tuple[str, bytes]](), False, False
-    for chunk in png_chunks(data):
-        kind, body = chunk.kind, chunk.body
-        if chunk.checksum is None:
+    for kind, body, intact in png_chunks(data, broken):
+        if intact is None:
             break
-        if kind in broken and not chunk.is_intact:
+        if not intact:
             found.warn(broken[kind])
         elif kind == b"iCCP":
             _add_inflated(found, "icc", bytes(body[:82]).find(b"\0") + 2, body)

@@ -90,8 +90,10 @@ class Header:
 def header(data: bytes) -> Header:
     """Raises DecodeError where a chunk that matters to the pixels is missing or broken."""
     parts: dict[bytes, bytes] = {}
-    for kind, body in _chunks(data):
-        if kind in (b"IHDR", b"PLTE", b"tRNS", b"acTL", b"eXIf"):
+    for kind, body, intact in png_chunks(data, _CHECKED):
+        if not intact:
+            _refuse_wrong(kind, intact)
+        elif kind in (b"IHDR", b"PLTE", b"tRNS", b"acTL", b"eXIf"):
             parts.setdefault(kind, bytes(body))
         elif kind in png_text.KINDS:
             name = png_text.keyword(body).lower()
@@ -133,14 +135,10 @@ def samples(data: bytes, *, accept_truncated: bool) -> tuple[Samples, bool]:
     return made, not lines.end()
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """Kind and body of each chunk that is there whole; those of IDAT also in part."""
-    for chunk in png_chunks(data):
-        is_whole = chunk.checksum is not None
-        if is_whole and chunk.kind in _CHECKED and not chunk.is_intact:
-            raise DecodeError("decode_failed", f"the checksum of {chunk.kind.decode()} is wrong")
-        if is_whole or chunk.kind == b"IDAT":
-            yield chunk.kind, chunk.body
+def _refuse_wrong(kind: bytes, intact: bool | None) -> None:
+    """Raises DecodeError where a checksum is there, but wrong."""
+    if intact is False:
+        raise DecodeError("decode_failed", f"the checksum of {kind.decode()} is wrong")
 
 
 class _Lines:
@@ -196,8 +194,10 @@ class _Lines:
             raise DecodeError("decode_failed", message)
 
     def _walk(self, data: bytes) -> Iterator[memoryview]:
-        for kind, body in _chunks(data):
-            self._ended = kind == b"IEND"
+        for kind, body, intact in png_chunks(data, _CHECKED):
+            if not intact:
+                _refuse_wrong(kind, intact)
+            self._ended = kind == b"IEND" and bool(intact)
             if kind == b"IDAT":
                 self._found = True
                 for start in range(0, len(body), _PIECE_BYTES):

@@ -9,11 +9,11 @@ CompuServe, GIF89a.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from struct import Struct
 from typing import NamedTuple
 
-from isal import isal_zlib
+from isal.isal_zlib import crc32
 
 from pipeline.errors import DecodeError
 
@@ -44,39 +44,14 @@ _MOST_BOXES = 10_000
 _MOST_BLOCKS = 2**18  # of the other formats
 
 _PNG_HEAD, _RIFF_HEAD, _JP2_HEAD = Struct(">I4s"), Struct("<4sI"), Struct(">I4s")
+_JPEG_LENGTH = Struct(">H")
 
 
-class Chunk(NamedTuple):
-    """Of a PNG."""
+Block = tuple[bytes, memoryview, bool]
+"""Of a WebP or JPEG 2000 file: its kind, what there is of its contents, and whether that is all.
 
-    kind: bytes
-    body: memoryview
-    """What there is of it."""
-    checksum: int | None
-    """As the file states it; None where it ends before."""
-
-    @property
-    def is_intact(self) -> bool:
-        """Whether it is all there, and its checksum right."""
-        return isal_zlib.crc32(self.body, isal_zlib.crc32(self.kind)) == self.checksum
-
-
-class Block(NamedTuple):
-    """A chunk of a WebP file, or a box of JPEG 2000's."""
-
-    kind: bytes
-    body: memoryview
-    """What there is of it."""
-    is_whole: bool
-
-
-class Segment(NamedTuple):
-    """Of a JPEG: a marker, and what belongs to it."""
-
-    marker: int
-    body: memoryview
-    start: int
-    end: int
+Plain tuples, as those of the other walkers: a header is read in microseconds.
+"""
 
 
 class GifBlock(NamedTuple):
@@ -91,25 +66,35 @@ class GifBlock(NamedTuple):
     """May lie beyond the file's."""
 
 
-def png_chunks(data: bytes) -> Iterator[Chunk]:
-    """The chunks up to IEND. Raises DecodeError."""
+def png_chunks(
+    data: bytes, checked: Container[bytes] = ()
+) -> Iterator[tuple[bytes, memoryview, bool | None]]:
+    """Kind, contents and whether they are intact of the chunks up to IEND; None where one is cut.
+
+    checked: the kinds whose checksums are compared; the others are taken for intact. Raises
+    DecodeError.
+    """
     view, at = memoryview(data), len(PNG_SIGNATURE)
     for _ in range(_MOST_CHUNKS):
         if at + 8 > len(data):
             return
         size, kind = _PNG_HEAD.unpack_from(data, at)
         end = at + 8 + size
-        is_whole = end + 4 <= len(data)
-        checksum = int.from_bytes(data[end : end + 4]) if is_whole else None
-        yield Chunk(kind, view[at + 8 : end], checksum)
-        if kind == b"IEND" or not is_whole:
+        if end + 4 > len(data):
+            yield kind, view[at + 8 : end], None
+            return
+        intact = kind not in checked or (
+            crc32(view[at + 4 : end]) == int.from_bytes(data[end : end + 4])
+        )
+        yield kind, view[at + 8 : end], intact
+        if kind == b"IEND":
             return
         at = end + 4
     raise _too_many("chunks", _MOST_CHUNKS)
 
 
-def jpeg_segments(data: bytes) -> Iterator[Segment]:
-    """The whole segments up to the end of the picture, EOI, which is one of them.
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, memoryview, int, int]]:
+    """Marker, contents, beginning and end of the whole segments up to EOI, which is one of them.
 
     What lies between them is passed over, as decoders do: coded samples most of all. Raises
     DecodeError.
@@ -119,16 +104,20 @@ def jpeg_segments(data: bytes) -> Iterator[Segment]:
         found = _MARKER.search(data, at)
         if not found:
             return
-        (start, at), marker = found.span(), data[found.start() + 1]
-        if marker == EOI:
-            yield Segment(marker, view[at:at], start, at)
-            return
+        at = found.end()
+        marker = data[at - 1]
         if marker in _STANDALONE:
             continue
-        end = at + max(2, int.from_bytes(data[at : at + 2]))
+        if marker == EOI:
+            yield marker, view[at:at], at - 2, at
+            return
+        if at + 2 > len(data):
+            return
+        (size,) = _JPEG_LENGTH.unpack_from(data, at)
+        end = at + (size if size > 2 else 2)
         if end > len(data):
             return
-        yield Segment(marker, view[at + 2 : end], start, end)
+        yield marker, view[at + 2 : end], at - 2, end
         at = end
     raise _too_many("segments", _MOST_BLOCKS)
 
@@ -141,7 +130,7 @@ def riff_chunks(data: bytes | memoryview) -> Iterator[Block]:
             return
         kind, size = _RIFF_HEAD.unpack_from(data, at)
         end = at + 8 + size
-        yield Block(kind, view[at + 8 : end], end <= len(data))
+        yield kind, view[at + 8 : end], end <= len(data)
         at = end + size % 2
     raise _too_many("chunks", _MOST_BLOCKS)
 
@@ -161,7 +150,7 @@ def jp2_boxes(data: bytes | memoryview) -> Iterator[Block]:
         size = size or len(data) - at  # 0: to the end
         if size < header:
             raise DecodeError("decode_failed", f"a box of {size} bytes")
-        yield Block(kind, view[at + header : at + size], at + size <= len(data))
+        yield kind, view[at + header : at + size], at + size <= len(data)
         at += size
     raise _too_many("boxes", _MOST_BOXES)
 

@@ -775,6 +775,39 @@ def test_a_picture_is_turned_as_the_exif_says_that_it_keeps(kind, blocks):
     assert image.facts.orientation == (1 if blocks[0].endswith(b"broken") else 6)
 
 
+def test_what_is_between_the_segments_of_a_jpeg_hides_none_of_them():
+    # Decoders pass it over, and so does the orientation.
+    whole = camera.jpeg(WHOLE["jpeg"], exif=camera.exif(orientation=6), icc=camera.icc())
+    image = read(whole[:2] + b"\xff\xfe\0\4ab" + b"left over" + whole[2:])
+    assert image.facts.orientation == exif.orientation(image.metadata.exif) == 6
+    assert image.metadata.icc_profile == camera.icc()
+
+
+def test_what_is_behind_the_end_of_a_png_is_not_its_own():
+    image = read(WHOLE["png"] + chunk(b"eXIf", a_tag(6)))
+    assert image.facts.orientation == 1
+    assert image.metadata.exif is None
+
+
+def test_of_a_tag_that_comes_twice_the_first_counts():
+    data = bytearray(WHOLE["tiff"])
+    (at,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, at)
+    table = data[at + 2 : at + 2 + 12 * count]
+    twice = [struct.pack("<HHII", 257, 4, 1, height) for height in (48, 7)]
+    tags = [table[place : place + 12] for place in range(0, len(table), 12)]
+    tags = [tag for tag in tags if tag[:2] != b"\x01\x01"]
+    data[4:8] = struct.pack("<I", len(data))
+    data += (
+        struct.pack("<H", count + 1) + b"".join(sorted([*tags, *twice], key=number_of)) + bytes(4)
+    )
+    assert read(bytes(data)).pixels.shape == (48, 48, 3)
+
+
+def number_of(tag):
+    return struct.unpack_from("<H", tag)
+
+
 def turned_tiff(name, height, width, orientation):
     """Soft colours, packed in a way that libtiff decodes."""
     rows, columns = np.mgrid[:height, :width]
