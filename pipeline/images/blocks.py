@@ -32,7 +32,7 @@ _BMP_EMBEDDED_PROFILE, _BMP_SRGB = b"DEBM", b"BGRs"
 
 
 def find(data: Data, format: str, *, page: int, at: int = 0, limit: int) -> Found:
-    """The blocks of a file. Raises TooLargeError."""
+    """The blocks of a file. Raises TooLargeError, and DecodeError as `walk` does."""
     found = Found(limit)
     finders: dict[str, Callable[[bytes, Found], None]] = {
         "png": png_blocks.find,

@@ -32,7 +32,7 @@ _JPEG_BEGINNINGS = {APP0: (JFIF, b"JFXX\0"), APP2: (b"MPF\0",), APP14: (b"Adobe"
 
 
 def find(data: bytes, found: Found) -> None:
-    """Raises TooLargeError."""
+    """Raises TooLargeError or DecodeError."""
     profile, resources, extended = list[memoryview](), list[bytes](), list[memoryview]()
     for marker, body, *_ in jpeg_segments(data):
         if marker in (SOS, EOI):

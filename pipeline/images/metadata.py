@@ -60,7 +60,7 @@ def read(
     gamma_dropped: PNG's gAMA, cHRM or cICP, if not sRGB's and without a profile; c2pa_dropped: a
     signed manifest, not true of another file; xmp_extension_dropped; blocks_dropped: whatever else
     lies beside the samples and has no place in a result.
-    Raises TooLargeError.
+    Raises TooLargeError, and DecodeError where the file's own blocks are broken or too many.
     """
     found = blocks.find(data, format, page=page, at=at, limit=limit)
     profile = _sound_profile(found)

@@ -24,7 +24,7 @@ _PNG_STRUCTURE = frozenset(
 
 
 def find(data: bytes, found: Found) -> None:
-    """Raises TooLargeError."""
+    """Raises TooLargeError or DecodeError."""
     broken = {b"iCCP": "icc_broken", b"sRGB": "icc_broken", b"eXIf": "exif_broken"}
     broken |= dict.fromkeys(png_text.KINDS, "text_broken")
     later, gray, is_srgb = list[tuple[str, bytes]](), False, False

@@ -1,7 +1,8 @@
 """The blocks that PNG, JPEG, WebP, JPEG 2000 and GIF files are made of, one after another.
 
 One walker for each format, for its header, its metadata and its samples alike. A block that the
-file's end cuts short is the last one, and says so; there is an end to how many blocks are walked.
+file's end cuts short is the last one, and known as cut; a JPEG's is left out. There is an end to
+how many blocks are walked.
 
 Formats: W3C, PNG (third edition), of 24 June 2025; ITU-T T.81 and T.871 (JPEG, JFIF); ISO/IEC
 15444-1 annex I (JP2); Google, WebP Container Specification; Adobe, Photoshop File Formats;
@@ -39,9 +40,8 @@ _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _GIF_EXTENSION, _GIF_FRAME = 0x21, 0x2C
 
 # No file that means well has more: a gigabyte of PNG in the usual 8 KiB pieces has an eighth.
-_MOST_CHUNKS = 2**20
-_MOST_BOXES = 10_000
-_MOST_BLOCKS = 2**18  # of the other formats
+_MOST_BLOCKS = 2**20
+_MOST_BOXES = 10_000  # of JPEG 2000
 
 _PNG_HEAD, _RIFF_HEAD, _JP2_HEAD = Struct(">I4s"), Struct("<4sI"), Struct(">I4s")
 _JPEG_LENGTH = Struct(">H")
@@ -75,7 +75,7 @@ def png_chunks(
     DecodeError.
     """
     view, at = memoryview(data), len(PNG_SIGNATURE)
-    for _ in range(_MOST_CHUNKS):
+    for _ in range(_MOST_BLOCKS):
         if at + 8 > len(data):
             return
         size, kind = _PNG_HEAD.unpack_from(data, at)
@@ -90,7 +90,7 @@ def png_chunks(
         if kind == b"IEND":
             return
         at = end + 4
-    raise _too_many("chunks", _MOST_CHUNKS)
+    raise _too_many("chunks", _MOST_BLOCKS)
 
 
 def jpeg_segments(data: bytes) -> Iterator[tuple[int, memoryview, int, int]]:
