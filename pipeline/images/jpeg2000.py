@@ -162,7 +162,7 @@ def _boxes(data: bytes) -> dict[bytes, bytes]:
 
 
 def _parts(data: bytes) -> Iterator[Block]:
-    """The boxes, and those in them."""
+    """The boxes, and those in a header; a header whose size is wrong may have all that follows."""
     for kind, body, is_whole in jp2_boxes(data):
         if kind in _SUPERBOXES:
             yield from jp2_boxes(body)
@@ -173,7 +173,7 @@ def _codestream(data: bytes) -> bytes:
     """The samples as they are coded. Raises DecodeError."""
     if data.startswith(CODESTREAM):
         return data
-    for kind, body, _ in jp2_boxes(data):
+    for kind, body, _ in _parts(data):
         if kind == b"jp2c":
             return bytes(body)
     raise DecodeError("decode_failed", "no codestream")

@@ -530,6 +530,15 @@ def test_jpeg_2000_stays_in_the_space_of_its_profile(dtype):
     assert image.metadata.icc_profile == profile
 
 
+def test_a_codestream_is_found_where_its_header_was():
+    # The size of the header's box, which is wrong, reaches to the file's end.
+    data = jp2(picture(20, 30, 3))
+    at = data.index(b"jp2h") - 4
+    np.testing.assert_array_equal(
+        read(data[:at] + b"\0\0\xff\0" + data[at + 4 :]).pixels, read(data).pixels
+    )
+
+
 def test_components_of_jpeg_2000_stand_in_any_order():
     """As its channel definitions say: here alpha, blue, green, red."""
     pixels = noise(20, 16, 4)
