@@ -71,6 +71,11 @@ class Metadata:
     dpi: tuple[float, float] | None = None
     """Pixels an inch, across and down; None where the file says none, or no unit."""
 
+    @property
+    def bytes(self) -> int:
+        """Of all blocks together."""
+        return sum(len(one) for one in (self.icc_profile, self.exif, self.xmp, self.iptc) if one)
+
 
 @dataclass(frozen=True, slots=True)
 class Image:

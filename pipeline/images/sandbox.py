@@ -142,6 +142,7 @@ class File:
         self._ask, self._limits = ask, limits
         self._data: bytes | Shared = data
         self._places: tuple[Place | None, ...] = ()
+        self._metadata_bytes = dict[int, int]()  # by page
         self._time = _Time(limits.decode_s)
 
     def probe(self, page: int = 0) -> Facts:
@@ -162,12 +163,25 @@ class File:
         """The picture, or one page. Waits for a free child.
 
         Raises what the decoder raises; TooLargeError over `limits.decode_s` or
-        `limits.decode_bytes`, and where the node has no memory; DecodeError if the child died;
-        FatalError if none can be started for another reason.
+        `limits.decode_bytes`, where the pages decoded so far have more metadata together than
+        `limits.max_metadata_bytes`, and where the node has no memory; DecodeError if the child
+        died; FatalError if none can be started for another reason.
         """
         place = self._places[page] if page < len(self._places) else None
         asked = {"do": "decode", "page": page, "place": place and asdict(place)}
-        return self._answer(asked, wire.image_of)
+        image = self._answer(asked, wire.image_of)
+        self._count_metadata(page, image.metadata.bytes)
+        return image
+
+    def _count_metadata(self, page: int, count: int) -> None:
+        """Pages may share what they say: 30 MB that sixty name are 2 GB of a result."""
+        self._metadata_bytes[page] = count
+        said, limit = sum(self._metadata_bytes.values()), self._limits.max_metadata_bytes
+        if said > limit:
+            message = f"{said:,} bytes of metadata in {len(self._metadata_bytes):,} pages"
+            raise TooLargeError(
+                "metadata_too_large", f"{message}, limit {limit:,} (limits.max_metadata_bytes)"
+            )
 
     def _share(self) -> None:
         """Many pages are asked of it: then it is handed over once, and not with each of them."""

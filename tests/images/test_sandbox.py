@@ -17,6 +17,7 @@ from contextlib import ExitStack, closing
 from dataclasses import fields
 from pathlib import Path
 
+import camera
 import hostile
 import numpy as np
 import PIL.Image
@@ -102,6 +103,27 @@ def pages(count):
             page = np.full((3, 5), index % 256, np.uint8)
             writer.write(page, metadata=None, contiguous=False, software=False)
     return file.getvalue()
+
+
+def test_metadata_are_those_of_all_pages_together():
+    """Pages may name the same bytes: what a file of them says is many times as large as it is."""
+    profile = camera.icc("gray")
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        for _ in range(3):
+            page = np.zeros((3, 5), np.uint8)
+            writer.write(page, metadata=None, contiguous=False, software=False, iccprofile=profile)
+    limits = Limits(max_metadata_bytes=2 * len(profile))
+    with closing(Sandbox(1, limits, Policy())) as sandbox:
+        opened = sandbox.file(file.getvalue())
+        for page in (0, 1, 1):
+            assert opened.decode(page).metadata.icc_profile == profile
+        both = (
+            rf"{3 * len(profile):,} bytes .* 3 pages, limit {2 * len(profile):,} \(limits.max_meta"
+        )
+        with pytest.raises(TooLargeError, match=both) as caught:
+            opened.decode(2)
+        assert caught.value.code == "metadata_too_large"
 
 
 def test_a_file_of_many_pages_is_handed_over_once(tmp_path):
