@@ -8,7 +8,17 @@ import html
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from pipeline.images.xmp import RDF, SPACES, TAG, BrokenXmpError, Packet, Raw, Statement, parse
+from pipeline.images.xmp import (
+    ATTRIBUTE,
+    RDF,
+    SPACES,
+    TAG,
+    BrokenXmpError,
+    Packet,
+    Raw,
+    Statement,
+    parse,
+)
 
 EMPTY = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
@@ -90,7 +100,7 @@ def split(packet: bytes, most: int) -> tuple[bytes, bytes]:
     excess = len(packet) - most + _ROOM_FOR_NOTE
     moved = set[int]()
     for statement in largest:
-        if excess > 0 and not statement.is_attribute:
+        if excess > 0:
             moved.add(statement.start)
             excess -= statement.end - statement.start
     if excess > 0:
@@ -113,9 +123,18 @@ def _extension(found: Packet, moved: set[int]) -> bytes:
             spaces.pop(b"xmlns:rdf", None)
             about = b" rdf:about=" + description.about
             parts.append(b"<rdf:Description" + about + _declared(spaces) + b">")
-            parts += [found.data[one.start : one.end] for one in inside]
+            parts += [_as_element(found.data[one.start : one.end]) for one in inside]
             parts.append(b"</rdf:Description>")
     return b"".join([*parts, b"</rdf:RDF></x:xmpmeta>"])
+
+
+def _as_element(statement: bytes) -> bytes:
+    """The same where it is an attribute, whose value an element may hold as it stands."""
+    attribute = ATTRIBUTE.fullmatch(statement)
+    if not attribute:
+        return statement
+    name, value = attribute[1], attribute[2][1:-1].replace(b"]]>", b"]]&gt;")
+    return b"<%b>%b</%b>" % (name, value, name)
 
 
 def _declared(spaces: Raw) -> bytes:

@@ -5,6 +5,7 @@ import itertools
 import re
 import struct
 import zlib
+from xml.etree import ElementTree
 
 import camera
 import numpy as np
@@ -213,9 +214,23 @@ def statements(packet):
     ]
 
 
+def test_a_large_attribute_goes_into_extended_xmp_as_an_element():
+    """Adobe's programs write a history of edits so; with the packet its mark would be lost."""
+    inside = b'<rdf:Description rdf:about="" xmlns:p="urn:p"\n p:big=\'%s\'/></rdf:RDF>'
+    value = b'"]]>&#xA;&lt;' * 7_000
+    packet = camera.XMP.replace(b"</rdf:RDF>", inside % value)
+    file, warnings = embed(bare("jpeg"), "jpeg", Metadata(xmp=packet))
+    assert warnings == ()
+    assert b"Archiv der Stadt" in opened(file).info["xmp"]
+    back = read(file, "jpeg")[0].xmp
+    names = sorted(one.name for one in xmp.parse(packet).statements())
+    assert sorted(one.name for one in xmp.parse(back).statements()) == names
+    element = ElementTree.fromstring(back).find(".//{urn:p}big")
+    assert element.text == '"]]>\n<' * 7_000
+
+
 def test_a_packet_that_cannot_be_split_is_left_out():
-    attribute = b'<rdf:Description rdf:about="" xmlns:p="urn:p" p:big="%s"/></rdf:RDF>'
-    packet = camera.XMP.replace(b"</rdf:RDF>", attribute % (b"x" * 70_000))
+    packet = camera.XMP.replace(b"</rdf:RDF>", b"<!--%s--></rdf:RDF>" % (b"x" * 70_000))
     assert embed(bare("jpeg"), "jpeg", Metadata(xmp=packet)) == (bare("jpeg"), ("xmp_dropped",))
 
 
