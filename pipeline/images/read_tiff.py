@@ -6,6 +6,7 @@ YCbCr outside of JPEG, and old-style JPEG.
 
 import io
 import warnings
+from typing import Any
 
 import numpy as np
 import PIL.TiffImagePlugin
@@ -118,17 +119,19 @@ def samples(
     stored, missing = tiff_parts.samples(
         data, tags, place.at, depth, accept_truncated=accept_truncated
     )
-    levels = full_range(stored, 2**depth - 1) if colour != "palette" else stored
-    if colour == "palette":
-        levels = _palette(tags)[0][stored[:, :, 0]]
-    elif tags.number(_PHOTOMETRIC, 1) == _WHITE_IS_ZERO:
-        levels[:, :, 0] = np.iinfo(levels.dtype).max - levels[:, :, 0]
     kept, spare = _extra(tags)
+    if colour == "palette":
+        resolved: NDArray[Any] = _palette(tags)[0][stored[:, :, 0]]
+        if kept is not None:
+            alpha = full_range(stored[:, :, 1 + kept, None], 2**depth - 1)
+            resolved = np.concatenate([resolved, alpha], axis=2)
+        return resolved, missing, ("extra_samples_dropped",) * bool(spare)
+    levels = full_range(stored, 2**depth - 1)
+    if tags.number(_PHOTOMETRIC, 1) == _WHITE_IS_ZERO:
+        levels[:, :, 0] = np.iinfo(levels.dtype).max - levels[:, :, 0]
     wanted = [*range(_colour(tags)[2])]
     if kept is not None:
         wanted.append(wanted[-1] + 1 + kept)
-    if colour == "palette":
-        return levels, missing, ("extra_samples_dropped",) * bool(spare)
     if spare:
         levels = levels[:, :, wanted]
     return levels, missing, ("extra_samples_dropped",) * bool(spare)
@@ -183,9 +186,9 @@ def _extra(tags: Directory) -> tuple[int | None, int]:
             "unsupported_colour", f"{count} samples a pixel, at most {_MOST_SAMPLES} are read"
         )
     said = tags.numbers(_EXTRA)[:extra]
-    place = next((index for index, kind in enumerate(said) if kind in _ALPHAS), None)
-    if colour[0] == "palette":
-        place = None
+    # An index cannot have been multiplied by anything.
+    kinds = (_UNASSOCIATED,) if colour[0] == "palette" else _ALPHAS
+    place = next((index for index, kind in enumerate(said) if kind in kinds), None)
     return place, extra - (place is not None)
 
 

@@ -249,6 +249,27 @@ def test_tiff_palettes_of_16_and_of_8_bits():
         assert image.facts.colour == "palette"
 
 
+@pytest.mark.parametrize("grays", [False, True])
+def test_a_palette_of_tiff_may_have_an_alpha_beside_it(grays):
+    """As Pillow writes it. Alpha that an index cannot have been multiplied by is none."""
+    index, alpha = noise(4, 5) & 3, noise(5, 4).T
+    colours = np.arange(12, dtype=np.uint8).reshape(4, 3) * 20
+    colours = colours[:, :1].repeat(3, 1) if grays else colours
+    source = PIL.Image.fromarray(index).convert("PA")
+    source.putalpha(PIL.Image.fromarray(np.ascontiguousarray(alpha)))
+    source.putpalette(colours.tobytes())
+    file = saved(source, "TIFF")
+    image = read(file)
+    wanted = colours[np.asarray(source)[:, :, 0]][:, :, : 1 if grays else 3]
+    np.testing.assert_array_equal(image.pixels, np.dstack([wanted, alpha]))
+    assert (image.facts.mode, image.facts.alpha) == ("PA", "straight")
+    assert "extra_samples_dropped" not in image.warnings
+    kind = struct.pack("<HHI", 338, 3, 1)
+    image = read(file.replace(kind + b"\2", kind + b"\1"))
+    np.testing.assert_array_equal(image.pixels, wanted)
+    assert "extra_samples_dropped" in image.warnings
+
+
 def test_a_bmp_of_grays_is_gray_however_many_there_are():
     for count in (2, 16, 200):
         index = noise(6, 9) % count
