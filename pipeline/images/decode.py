@@ -103,9 +103,10 @@ def decode(
         stored = (facts.height, facts.width)
         if decoded.samples.shape[:2] != stored:
             raise DecodeError("decode_failed", f"{decoded.samples.shape} samples, not {stored}")
-        samples, said, converted = _in_rgb(decoded.samples, facts, said, data, place)
-        if facts.alpha == "premultiplied":
+        samples = decoded.samples
+        if facts.alpha == "premultiplied":  # as inks are, not the colours that they become
             samples = levels.straight(samples)
+        samples, said, converted = _in_rgb(samples, facts, said, data, place)
         if said.dpi and facts.orientation > 4:
             said = replace(said, dpi=said.dpi[::-1])
         pixels = levels.upright(samples, facts.orientation)
@@ -262,17 +263,18 @@ def _in_rgb(
     """CMYK and Lab as sRGB, which is then the picture's profile; all else as it is."""
     if facts.colour not in _CONVERTED:
         return samples, said, ()
-    unfit: tuple[str, ...] = ()
+    codes: tuple[str, ...] = ("colour_converted",)
     if facts.colour == "lab":
         from_zero = place is None or read_tiff.is_icc_lab(data, place)  # JPEG 2000's are
         made = colour.lab_to_srgb(samples[:, :, :3], from_zero=from_zero)
         rest = samples[:, :, 3:]
     else:
         made, fits = colour.cmyk_to_srgb(samples[:, :, :4], said.icc_profile)
-        unfit = ("icc_unusable",) if said.icc_profile and not fits else ()
+        codes += ("icc_unusable",) * bool(said.icc_profile and not fits)
+        codes += ("depth_reduced",) * (made.itemsize < samples.itemsize)
         rest = samples[:, :, 4:]
     if rest.dtype != made.dtype:
         rest = eight_bit(rest)
     said = replace(said, icc_profile=colour.srgb_profile())
     joined: NDArray[Any] = np.concatenate([made, rest], axis=2)
-    return joined, said, ("colour_converted", *unfit)
+    return joined, said, codes

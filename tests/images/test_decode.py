@@ -684,6 +684,28 @@ def test_cmyk_with_a_profile_is_what_the_profile_says():
         assert code in plain.warnings
 
 
+def test_inks_of_16_bits_that_become_colours_of_8_are_told_of():
+    """ImageCms knows no others."""
+    inks = noise(6, 5, 4, dtype=np.uint16)
+    for profile, told in ((cmyk_profile([0] * 48), True), (None, False)):
+        image = read(tiff(inks, photometric="separated", iccprofile=profile), colour="convert")
+        assert (image.pixels.itemsize, "depth_reduced" in image.warnings) == (2 - told, told)
+    eight = tiff(noise(6, 5, 4), photometric="separated", iccprofile=cmyk_profile([0] * 48))
+    assert "depth_reduced" not in read(eight, colour="convert").warnings
+
+
+def test_premultiplied_inks_are_divided_before_they_become_colours():
+    inks = noise(6, 5, 5)
+    inks[:, :, 4] |= 128
+    wanted = read(
+        tiff(inks, photometric="separated", extrasamples=["unassalpha"]), colour="convert"
+    )
+    inks[:, :, :4] = np.rint(inks[:, :, :4] * (inks[:, :, 4:] / 255))
+    image = read(tiff(inks, photometric="separated", extrasamples=["assocalpha"]), colour="convert")
+    assert (image.facts.mode, image.facts.alpha) == ("CMYKa", "premultiplied")
+    assert np.abs(image.pixels.astype(int) - wanted.pixels).max() <= 3
+
+
 def test_inks_that_adobe_inverted_and_ycck_come_out_the_right_way():
     source = PIL.Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # red
     data = saved(source, "JPEG", quality=95)
