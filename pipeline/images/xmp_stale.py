@@ -16,7 +16,6 @@ from pipeline.images.xmp import (
     TAG,
     BrokenXmpError,
     Packet,
-    Statement,
     parse,
     short,
 )
@@ -116,9 +115,13 @@ def regions_turned(packet: bytes, change: Change) -> bytes:
     is that of the turned one. Raises BrokenXmpError.
     """
     edits = list[tuple[int, int, bytes]]()
-    for statement in parse(packet).statements():
-        if statement.name == _REGIONS and not statement.is_attribute:
-            edits += _region_edits(packet, statement, change)
+    regions = [
+        range(one.start, one.end)
+        for one in parse(packet).statements()
+        if one.name == _REGIONS and not one.is_attribute
+    ]
+    for structures in _Structures(packet, regions).read() if regions else ():
+        edits += _region_edits(structures, change)
     parts, at = list[bytes](), 0
     for start, end, new in sorted(edits):
         parts += [packet[at:start], new]
@@ -127,9 +130,8 @@ def regions_turned(packet: bytes, change: Change) -> bytes:
 
 
 def _region_edits(
-    packet: bytes, statement: Statement, change: Change
+    structures: "list[_Structure]", change: Change
 ) -> Iterator[tuple[int, int, bytes]]:
-    structures = _Structures(packet, statement).read()
     orientation = change.orientation
     for one in structures:
         stated = one.numbers("stDim:w", "stDim:h")
@@ -169,10 +171,11 @@ class _Structure:
 
 
 class _Structures:
-    """Goes through a packet, and finds the structures inside one of its statements."""
+    """Goes through a packet once, and finds the structures inside some of its statements."""
 
-    def __init__(self, data: bytes, statement: Statement) -> None:
-        self._data, self._span = data, range(statement.start, statement.end)
+    def __init__(self, data: bytes, spans: list[range]) -> None:
+        """spans: where the statements begin and end, in order."""
+        self._data, self._spans, self._current = data, spans, 0
         self._parser = parser = expat.ParserCreate("UTF-8", " ")
         parser.ordered_attributes = True
         parser.buffer_text = True
@@ -180,20 +183,27 @@ class _Structures:
         parser.EndElementHandler = self._end
         parser.CharacterDataHandler = self._characters
         self._open = list[_Structure]()
-        self._found = list[_Structure]()
+        self._found = [list[_Structure]() for _ in spans]
         self._text, self._text_at = "", 0
 
-    def read(self) -> list[_Structure]:
+    def read(self) -> list[list[_Structure]]:
+        """Those of each statement."""
         self._parser.Parse(self._data, True)
-        return [one for one in self._found if one.fields]
+        return [[one for one in found if one.fields] for found in self._found]
+
+    def _is_inside(self, at: int) -> bool:
+        """Whether that is inside the statement that has been come to. Never goes back."""
+        while at >= self._spans[self._current].stop and self._current + 1 < len(self._spans):
+            self._current += 1
+        return at in self._spans[self._current]
 
     def _start(self, _: str, pairs: list[str]) -> None:
         structure = _Structure()
         self._open.append(structure)
         at = self._parser.CurrentByteIndex
-        if at not in self._span:
+        if not self._is_inside(at):
             return
-        self._found.append(structure)
+        self._found[self._current].append(structure)
         tag = TAG.match(self._data, at)
         if not tag:
             raise BrokenXmpError(f"no tag at {at} of {len(self._data)}")
@@ -212,7 +222,7 @@ class _Structures:
         self._open.pop()
         at = self._parser.CurrentByteIndex
         # Of an element that holds nothing but its text.
-        if at in self._span and self._text and b"<" not in self._data[self._text_at : at]:
+        if self._is_inside(at) and self._text and b"<" not in self._data[self._text_at : at]:
             self._note(self._open[-1], short(name), self._text_at, at, self._text)
         self._text = ""
 
