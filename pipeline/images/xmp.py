@@ -63,6 +63,9 @@ _READ_AS_TEXT = frozenset(
 )
 _LISTS = ("rdf:Seq", "rdf:Bag", "rdf:Alt")
 _MOST_STATEMENTS, _MOST_DEPTH = 2**16, 200
+# Photoshop's longest lists of ancestors have some hundred thousand. Packets are gone through many
+# times, and outside of the sandbox.
+_MOST_ELEMENTS = 2**20
 _END = b"<?xpacket end"
 TAG = re.compile(rb"<([^\s/>]++)((?:[^>\"']++|\"[^\"]*+\"|'[^']*+')*+)>")
 ATTRIBUTE = re.compile(rb"\s++([^\s=]++)\s*+=\s*+(\"[^\"]*+\"|'[^']*+')")
@@ -172,6 +175,7 @@ class _Reader:
         self._scopes = list[Raw]()
         self._closed = set[int]()  # levels whose open element closes itself
         self._left = _MOST_STATEMENTS
+        self._elements_left = _MOST_ELEMENTS
         self._packet: Packet | None = None
 
     def read(self) -> Packet:
@@ -191,6 +195,9 @@ class _Reader:
         self._depth += 1
         if self._depth > _MOST_DEPTH:
             raise BrokenXmpError(f"elements in elements, {self._depth} deep")
+        self._elements_left -= 1
+        if self._elements_left < 0:
+            raise BrokenXmpError(f"more than {_MOST_ELEMENTS:,} elements")
         if self._packet and (self._packet.insert_at or not 0 < self._level <= 3):
             return
         start = self._parser.CurrentByteIndex
