@@ -58,10 +58,13 @@ def samples(data: bytes, *, accept_truncated: bool) -> tuple[Samples, bool]:
 def rest(data: bytes) -> bytes:
     """What follows the picture: none in the plain kinds. Raises DecodeError."""
     kind, width, height, highest, start = _header(data)
-    if kind <= 3:
-        return b""
+    return b"" if kind <= 3 else data[start + _raw_bytes(kind, width, height, highest) :]
+
+
+def _raw_bytes(kind: int, width: int, height: int, highest: int) -> int:
+    """Of the samples of a raw kind."""
     line = (width + 7) // 8 if kind == 4 else width * _KINDS[kind - 3][2] * (1 + (highest > 255))
-    return data[start + height * line :]
+    return height * line
 
 
 def _header(data: bytes) -> tuple[int, int, int, int, int]:
@@ -77,7 +80,17 @@ def _header(data: bytes) -> tuple[int, int, int, int, int]:
     if not (width and height and 0 < highest < 65_536):
         message = f"a header of {width} x {height} pixels, highest level {highest}"
         raise DecodeError("decode_failed", message)
-    return kind, width, height, highest, at + 1
+    return kind, width, height, highest, at + _space(data, at, kind, width, height, highest)
+
+
+def _space(data: bytes, at: int, *raw: int) -> int:
+    """Bytes between the header and the samples.
+
+    Netpbm says, and its readers read, one. But programs write lines that end in two, and then the
+    file is one byte too long: read like that, each sample would be its neighbour's.
+    """
+    two = raw[0] > 3 and data[at : at + 2] == b"\r\n"
+    return 2 if two and len(data) == at + 2 + _raw_bytes(*raw) else 1
 
 
 def _plain(data: bytes, start: int, count: int, *, digits: bool) -> NDArray[np.uint16]:

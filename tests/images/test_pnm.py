@@ -50,3 +50,21 @@ def test_little_is_taken_beside_the_samples(kind):
     finally:
         tracemalloc.stop()
     assert peak < 3 * found.nbytes + STEP  # plain ones are 16 bits first, bits are unpacked
+
+
+@pytest.mark.parametrize("kind", [4, 5, 6])
+def test_a_line_that_ends_in_two_bytes_shifts_no_sample(kind):
+    """As Windows' programs write it. By Netpbm's documents one byte follows the header."""
+    samples = bytes(range(40, 40 + {4: 3, 5: 12, 6: 36}[kind]))
+    head = b"P%d\r\n4 3" % kind + (b"" if kind == 4 else b"\r\n255")
+    usual, truncated = pnm.samples(head + b"\n" + samples, accept_truncated=False)
+    data = head + b"\r\n" + samples
+    assert not truncated
+    assert np.array_equal(pnm.samples(data, accept_truncated=False)[0], usual)
+    assert pnm.rest(data) == b""
+
+
+def test_a_first_sample_that_is_a_line_feed_is_one():
+    wanted = np.arange(10, 22, dtype=np.uint8).reshape(3, 4, 1)
+    for data in (b"P5 4 3 255\r" + wanted.tobytes(), b"P5 4 3 255\r" + wanted.tobytes() + b"P5"):
+        assert np.array_equal(pnm.samples(data, accept_truncated=False)[0], wanted)
