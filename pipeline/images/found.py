@@ -36,10 +36,15 @@ class Found:
             )
 
     def add(self, kind: str, block: bytes | memoryview) -> None:
-        """Keeps a block, unless there is one of its kind. Raises TooLargeError."""
+        """Keeps a block, unless there is one of its kind. Raises TooLargeError.
+
+        Of a second one is told that it is lost, unless it says nothing else.
+        """
         if kind not in self.blocks and len(block):
             self.take(len(block))
             self.blocks[kind] = bytes(block)
+        elif len(block) and not self.blocks[kind].startswith(bytes(block).rstrip(b"\0")):
+            self.warn("blocks_dropped")
 
     def warn(self, code: str) -> None:
         """Notes a code."""

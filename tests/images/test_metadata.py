@@ -152,6 +152,13 @@ def behind_jfif(marker, body):
     return file[:20] + camera.jpeg_segment(marker, body) + file[20:]
 
 
+def twice(stream):
+    """A JPEG with EXIF, and with that behind it."""
+    return behind_jfif(0xE1, b"Exif\0\0" + camera.exif()).replace(
+        camera.exif(), camera.exif() + camera.jpeg_segment(0xE1, b"Exif\0\0" + stream)
+    )
+
+
 OF_PHOTOSHOP = b"Raw profile type 8bim\0" + hexed(b"8bim", camera.photoshop(b"", 2000)[14:])
 
 
@@ -392,6 +399,9 @@ def test_packets_in_other_encodings(encoding):
         (camera.png(bare("png"), (b"cICP", b"\x09\x10\0\1")), "png", "gamma_dropped"),
         (camera.png(bare("png"), (b"caBX", b"jumb")), "png", "c2pa_dropped"),
         (bare("jpeg", comment="Rathaus"), "jpeg", "text_dropped"),
+        (behind_jfif(0xE1, b"Exif\0\0" + camera.exif(">")), "jpeg", None),
+        (twice(camera.exif(">")), "jpeg", "blocks_dropped"),
+        (twice(camera.exif()), "jpeg", None),
         (camera.png(bare("png"), (b"sBIT", b"\5\6\5")), "png", "blocks_dropped"),
         (camera.png(bare("png"), (b"tIME", bytes(7))), "png", "blocks_dropped"),
         (camera.png(bare("png"), (b"tEXt", OF_PHOTOSHOP)), "png", "blocks_dropped"),
