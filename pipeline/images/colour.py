@@ -1,14 +1,16 @@
 """CMYK and Lab to sRGB, for those who ask for it (`policy.colour`)."""
 
 import io
+from contextlib import suppress
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import PIL.Image
 import PIL.ImageCms
 from numpy.typing import NDArray
 
-from pipeline.images.image import Samples, eight_bit
+from pipeline.images.image import Samples
 from pipeline.images.levels import bands
 
 _MADE = slice(24, 36)  # of an ICC profile's header: when it was made
@@ -25,13 +27,12 @@ def cmyk_to_srgb(inks: NDArray[Any], profile: bytes | None) -> tuple[Samples, bo
     """(height, width, 3) of (height, width, 4), and whether the profile said how.
 
     inks: none is 0. Without a profile that fits, light is what each ink and black let through.
-    With one the result has 8 bits: ImageCms knows no others.
     """
     if profile:
-        try:
-            return _by_profile(inks, profile), True
-        except (OSError, PIL.ImageCms.PyCMSError):  # no profile, or one of another colour space
-            pass
+        convert = _by_profile if inks.dtype == np.uint8 else _deep_by_profile
+        # No profile, or one of another colour space.
+        with suppress(OSError, PIL.ImageCms.PyCMSError, imagecodecs.CmsError):
+            return convert(inks, profile), True
     full = np.iinfo(inks.dtype).max
     made = np.empty((*inks.shape[:2], 3), inks.dtype)
     for band in bands(inks):
@@ -51,8 +52,25 @@ def _by_profile(inks: NDArray[Any], profile: bytes) -> Samples:
     )
     made = np.empty((*inks.shape[:2], 3), np.uint8)
     for band in bands(inks):
-        opened = PIL.Image.fromarray(eight_bit(inks[band]), "CMYK")
+        opened = PIL.Image.fromarray(inks[band], "CMYK")
         made[band] = np.asarray(transform.apply(opened))
+    return made
+
+
+def _deep_by_profile(inks: NDArray[Any], profile: bytes) -> Samples:
+    """The same of 16 bits, which ImageCms does not know."""
+    made = np.empty((*inks.shape[:2], 3), np.uint16)
+    for band in bands(inks):
+        made[band] = imagecodecs.cms_transform(
+            inks[band],
+            profile,
+            srgb_profile(),
+            colorspace="cmyk",
+            outcolorspace="rgb",
+            outdtype="uint16",
+            intent=imagecodecs.CMS.INTENT.RELATIVE_COLORIMETRIC,
+            flags=imagecodecs.CMS.FLAGS.BLACKPOINTCOMPENSATION,
+        )
     return made
 
 

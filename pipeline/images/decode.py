@@ -37,7 +37,7 @@ from pipeline.images import (
     webp,
 )
 from pipeline.images.ifd import Data, Place
-from pipeline.images.image import Facts, Image, Metadata, Samples, eight_bit
+from pipeline.images.image import Facts, Image, Metadata, Samples
 
 _CONVERTED = ("cmyk", "ycck", "lab")
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
@@ -271,10 +271,7 @@ def _in_rgb(
     else:
         made, fits = colour.cmyk_to_srgb(samples[:, :, :4], said.icc_profile)
         codes += ("icc_unusable",) * bool(said.icc_profile and not fits)
-        codes += ("depth_reduced",) * (made.itemsize < samples.itemsize)
         rest = samples[:, :, 4:]
-    if rest.dtype != made.dtype:
-        rest = eight_bit(rest)
     said = replace(said, icc_profile=colour.srgb_profile())
     joined: NDArray[Any] = np.concatenate([made, rest], axis=2)
     return joined, said, codes

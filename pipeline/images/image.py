@@ -101,13 +101,9 @@ class Image:
 
 
 def check(pixels: Samples, facts: Facts) -> None:
-    """Raises ValueError where a picture the right way up is not what its header said.
-
-    Inks may have come from 16 bits to 8: ImageCms knows no others.
-    """
+    """Raises ValueError where a picture the right way up is not what its header said."""
     stored = facts.height, facts.width
     wanted = (*(stored[::-1] if facts.orientation > 4 else stored), facts.channels)
-    inks = facts.colour in ("cmyk", "ycck") and pixels.itemsize == 1
-    if pixels.shape != wanted or (pixels.itemsize != facts.sample_bytes and not inks):
+    if pixels.shape != wanted or pixels.itemsize != facts.sample_bytes:
         message = f"{pixels.shape} samples of {8 * pixels.itemsize} bits"
         raise ValueError(f"{message}, not {wanted} of {8 * facts.sample_bytes}")

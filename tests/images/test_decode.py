@@ -23,6 +23,7 @@ from pipeline.config import Limits, Policy
 from pipeline.errors import ItemError
 from pipeline.images import colour, exif, levels
 from pipeline.images.decode import decode, probe, probe_pages
+from pipeline.images.image import eight_bit
 
 TRICKY = Path(__file__).resolve().parents[3] / "shared" / "data" / "tricky"
 needs_samples = pytest.mark.skipif(not TRICKY.exists(), reason="the shared samples are not here")
@@ -684,14 +685,18 @@ def test_cmyk_with_a_profile_is_what_the_profile_says():
         assert code in plain.warnings
 
 
-def test_inks_of_16_bits_that_become_colours_of_8_are_told_of():
-    """ImageCms knows no others."""
-    inks = noise(6, 5, 4, dtype=np.uint16)
-    for profile, told in ((cmyk_profile([0] * 48), True), (None, False)):
-        image = read(tiff(inks, photometric="separated", iccprofile=profile), colour="convert")
-        assert (image.pixels.itemsize, "depth_reduced" in image.warnings) == (2 - told, told)
-    eight = tiff(noise(6, 5, 4), photometric="separated", iccprofile=cmyk_profile([0] * 48))
-    assert "depth_reduced" not in read(eight, colour="convert").warnings
+def test_inks_of_16_bits_become_colours_of_16():
+    profile = cmyk_profile(np.random.default_rng(3).integers(60, 200, 48).tolist())
+    ramp = np.linspace(0, 65_535, 4096).round().astype(np.uint16).reshape(64, 64)
+    inks = np.stack([ramp, ramp // 2, ramp[::-1], ramp // 4], 2)
+    stored = {"photometric": "separated", "iccprofile": profile}
+    deep = read(tiff(inks, **stored), colour="convert", depth="reject")
+    assert (deep.pixels.dtype, "depth_reduced" in deep.warnings) == (np.uint16, False)
+    assert len(np.unique(deep.pixels)) > 2_000
+    shallow = read(tiff(eight_bit(inks), **stored), colour="convert")
+    assert np.abs(deep.pixels / 257 - shallow.pixels).max() < 2
+    unfit = read(tiff(inks, photometric="separated", iccprofile=camera.icc()), colour="convert")
+    assert (unfit.pixels.dtype, "icc_unusable" in unfit.warnings) == (np.uint16, True)
 
 
 def test_premultiplied_inks_are_divided_before_they_become_colours():
