@@ -150,7 +150,9 @@ def _embed_in_jpeg(file: bytes, said: Metadata) -> tuple[bytes, tuple[str, ...]]
         else:
             dropped.append("dpi_dropped")
     if said.exif:
-        _add(blocks, dropped, "exif_dropped", APP1, [EXIF_IN_JPEG + said.exif])
+        stream, lost = _exif_for_jpeg(said.exif)
+        dropped += lost
+        _add(blocks, dropped, "exif_dropped", APP1, [EXIF_IN_JPEG + stream])
     if said.xmp:
         _add(blocks, dropped, "xmp_dropped", APP1, _xmp_bodies(said.xmp))
     if said.icc_profile:
@@ -169,6 +171,29 @@ def _add(
         blocks.extend(_segment(marker, body) for body in bodies)
     else:
         dropped.append(code)
+
+
+def _exif_for_jpeg(stream: bytes) -> tuple[bytes, list[str]]:
+    """EXIF that fits in a segment if it can be made to, and the codes of what that took.
+
+    A thumbnail and what nobody points at go first, as a result has none: the maker note stays where
+    it is, where its own offsets count on it. Then that goes, before dates and places do.
+    """
+    most = _SEGMENT_BYTES - len(EXIF_IN_JPEG)
+    if len(stream) <= most:
+        return stream, []
+    try:
+        order = exif.parse(stream).stream.order
+        said, note = exif.entries(stream, order), exif.maker_note(stream)
+    except exif.BrokenExifError:
+        return stream, []
+    if note and 8 <= note[0] <= most:
+        packed = exif.build(said, order, note_at=note[0])
+        if len(packed) <= most:
+            return packed, []
+    lost = ["maker_note_dropped"] * (said.get("exif", {}).pop(exif.MAKER_NOTE, None) is not None)
+    packed = exif.build(said, order)
+    return (packed, lost) if len(packed) <= most else (stream, [])
 
 
 def _segment(marker: int, body: bytes) -> bytes:

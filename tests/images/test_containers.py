@@ -184,6 +184,29 @@ def test_what_is_too_large_for_a_segment_is_left_out():
     assert embed(bare("jpeg"), "jpeg", exact)[1] == ()
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_large_maker_note_takes_no_dates_and_places_with_it(order):
+    stream = camera.exif(order, below=[(0x9290, 7, 70_000, bytes(70_000))])
+    assert embed(bare("jpeg"), "jpeg", Metadata(exif=stream))[1] == ("exif_dropped",)
+    note = (0x927C, 7, 70_000, bytes(range(250)) * 280)
+    said = exif.entries(camera.exif(order), order)
+    said["exif"][note[0]] = note[1:]
+    file, warnings = embed(bare("jpeg"), "jpeg", Metadata(exif=exif.build(said, order)))
+    assert warnings == ("maker_note_dropped",)
+    del said["exif"][note[0]]
+    assert exif.entries(read(file, "jpeg")[0].exif, order) == said
+    assert opened(file).getexif().get_ifd(0x8825)[1] == "N"
+
+
+def test_room_that_a_thumbnail_left_is_taken_before_the_maker_note():
+    stream = camera.exif(thumbnail=False)
+    stream += bytes(70_000 - len(stream))
+    file, warnings = embed(bare("jpeg"), "jpeg", Metadata(exif=stream))
+    back = read(file, "jpeg")[0].exif
+    assert (warnings, exif.entries(back)) == ((), exif.entries(stream))
+    assert exif.maker_note(back) == exif.maker_note(stream)
+
+
 def large_packet(sizes):
     names = "".join(
         f"<p:big{index}>{'x' * size}</p:big{index}>" for index, size in enumerate(sizes)
