@@ -110,20 +110,15 @@ def derive(
         scale_resolution=policy.resolution == "scale",
         into_srgb=source.colour in _CONVERTED,
     )
-    stream, packet = said.exif, said.xmp
+    stream = said.exif
     if stream:
         try:
             stream = exif_edit.edit(stream, change)
         except exif.BrokenExifError:
             stream = None
             warnings.append("exif_broken")
-    try:
-        packet, codes = _corrected(packet or xmp_edit.EMPTY, source, change, dpi)
-    except xmp.BrokenXmpError:
-        packet, codes = xmp_edit.EMPTY, ("xmp_broken",)
-    warnings += codes
-    packet = _marked(packet, said.xmp or b"", size, provenance, policy)
-    return replace(kept, exif=stream, xmp=packet, iptc=said.iptc), tuple(warnings)
+    packet, codes = _derived(said.xmp, source, change, dpi, provenance, policy)
+    return replace(kept, exif=stream, xmp=packet, iptc=said.iptc), (*warnings, *codes)
 
 
 def _fits(profile: bytes, source: Facts) -> bool:
@@ -147,7 +142,7 @@ def _mark(packet: bytes | None, policy: Policy) -> bytes | None:
         before = ""
     kind = before.rpartition("/")[2] if _is_stronger(before, policy) else policy.source_type
     says = {_SOURCE_TYPE: SOURCE_TYPES + kind}
-    return xmp_edit.edit(xmp_edit.EMPTY, says=says, corrects={}, event=None)
+    return xmp_edit.edit(xmp.parse(xmp_edit.EMPTY), says=says, corrects={}, event=None)
 
 
 def _is_stronger(before: str, policy: Policy) -> bool:
@@ -158,25 +153,43 @@ def _is_stronger(before: str, policy: Policy) -> bool:
     return kind in _SYNTHETIC[ours + 1 :]
 
 
-def _corrected(
-    packet: bytes, source: Facts, change: Change, dpi: tuple[float, float] | None
+def _derived(
+    packet: bytes | None,
+    source: Facts,
+    change: Change,
+    dpi: tuple[float, float] | None,
+    provenance: Provenance,
+    policy: Policy,
 ) -> tuple[bytes, tuple[str, ...]]:
-    """The packet without what is not true of the result, and its codes. Raises BrokenXmpError."""
-    packet = xmp_stale.regions_turned(packet, change)
+    """The packet without what is not true of the result and with what that was made of, and its
+    codes.
+
+    A large one takes seconds to parse, with all other threads waiting: that is done once.
+    """
+    broken: tuple[str, ...] = ()
+    try:
+        before = xmp.parse(packet or xmp_edit.EMPTY)
+        regions = xmp_stale.regions_turned(before, change)
+    except xmp.BrokenXmpError:
+        before, regions, broken = xmp.parse(xmp_edit.EMPTY), [], ("xmp_broken",)
     plain = source.colour in _PLAIN
-    corrects, codes = xmp_stale.corrections(xmp.parse(packet), change, dpi, plain=plain)
-    return xmp_edit.edit(packet, says={}, corrects=corrects, event=None), codes
+    corrects, codes = xmp_stale.corrections(before, change, dpi, plain=plain)
+    says, event = _mark_of(before, packet or b"", change.size, provenance, policy)
+    made = xmp_edit.edit(before, says=says, corrects=corrects, event=event, inside=regions)
+    return made, (*broken, *codes)
 
 
-def _marked(
-    packet: bytes,
+def _mark_of(
+    before: xmp.Packet,
     source: bytes,
     size: tuple[int, int],
     provenance: Provenance,
     policy: Policy,
-) -> bytes:
-    """The packet with what the result was made of and with. source: the packet as it was."""
-    before = xmp.parse(packet)
+) -> tuple[dict[str, str | dict[str, str]], dict[str, str]]:
+    """Statements of what the result was made of and with, and the event of its history.
+
+    source: the packet as it was.
+    """
     made = {
         "model": provenance.model,
         "model_sha256": provenance.model_sha256,
@@ -211,7 +224,7 @@ def _marked(
         "stEvt:softwareAgent": agent,
         "stEvt:parameters": "; ".join(f"{key}={value}" for key, value in made.items()),
     }
-    return xmp_edit.edit(packet, says=says, corrects={}, event=event)
+    return says, event
 
 
 def _sound_profile(found: Found) -> bytes | None:

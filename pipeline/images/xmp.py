@@ -63,9 +63,12 @@ _READ_AS_TEXT = frozenset(
 )
 _LISTS = ("rdf:Seq", "rdf:Bag", "rdf:Alt")
 _MOST_STATEMENTS, _MOST_DEPTH = 2**16, 200
-# Photoshop's longest lists of ancestors have some hundred thousand. Packets are gone through many
-# times, and outside of the sandbox.
-_MOST_ELEMENTS = 2**20
+# With attributes and declarations. Photoshop's longest lists of ancestors have some hundred
+# thousand. Packets are gone through outside of the sandbox, too, while other threads wait.
+_MOST_ELEMENTS = 2**18
+# The parser writes out the namespace of every name.
+_MOST_SPACE = 1000
+_MOST_TEXT = 2**16  # of a statement that is read
 _END = b"<?xpacket end"
 TAG = re.compile(rb"<([^\s/>]++)((?:[^>\"']++|\"[^\"]*+\"|'[^']*+')*+)>")
 ATTRIBUTE = re.compile(rb"\s++([^\s=]++)\s*+=\s*+(\"[^\"]*+\"|'[^']*+')")
@@ -170,6 +173,7 @@ class _Reader:
         parser.EndElementHandler = self._end
         parser.CharacterDataHandler = self._text
         parser.StartDoctypeDeclHandler = self._doctype
+        parser.StartNamespaceDeclHandler = self._space
         self._depth = 0
         self._rdf_depth = _MOST_DEPTH + 1
         self._scopes = list[Raw]()
@@ -195,9 +199,7 @@ class _Reader:
         self._depth += 1
         if self._depth > _MOST_DEPTH:
             raise BrokenXmpError(f"elements in elements, {self._depth} deep")
-        self._elements_left -= 1
-        if self._elements_left < 0:
-            raise BrokenXmpError(f"more than {_MOST_ELEMENTS:,} elements")
+        self._count(1 + len(pairs) // 2)
         if self._packet and (self._packet.insert_at or not 0 < self._level <= 3):
             return
         start = self._parser.CurrentByteIndex
@@ -223,6 +225,16 @@ class _Reader:
                     statement.text = value
         if tag[2].endswith(b"/"):
             self._closed.add(self._level)
+
+    def _space(self, _: str | None, space: str | None) -> None:
+        self._count(1)
+        if space and len(space) > _MOST_SPACE:
+            raise BrokenXmpError(f"a namespace of {len(space):,} letters, limit {_MOST_SPACE:,}")
+
+    def _count(self, elements: int) -> None:
+        self._elements_left -= elements
+        if self._elements_left < 0:
+            raise BrokenXmpError(f"more than {_MOST_ELEMENTS:,} elements and attributes")
 
     def _attributes(
         self, tag: re.Match[bytes], pairs: list[str]
@@ -283,6 +295,8 @@ class _Reader:
         statement = self._packet.descriptions[-1].statements[-1]
         if statement.name in _READ_AS_TEXT:
             statement.text += text
+            if len(statement.text) > _MOST_TEXT:
+                raise BrokenXmpError(f"{statement.name} of more than {_MOST_TEXT:,} letters")
 
     def _doctype(self, name: str, *_: object) -> None:
         raise BrokenXmpError(f"a document type ({name}), which no packet needs")

@@ -34,22 +34,23 @@ _WRITTEN = re.compile(r"<([\w-]+):")  # the prefixes of elements; their texts ar
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 Edit = tuple[int, int, bytes]
+"""Where the bytes that are replaced begin and end, and those instead of them."""
 
 
 def edit(
-    packet: bytes,
+    found: Packet,
     *,
     says: Mapping[str, str | Mapping[str, str]],
     corrects: Mapping[str, str | None],
     event: Mapping[str, str] | None,
+    inside: Iterable[Edit] = (),
 ) -> bytes:
     """The packet with other statements; all that is not named stays as it is, byte for byte.
 
     says: statements, and structures of them, that are replaced or added. corrects: those that are
-    replaced only where there are any, or, if None, taken out. event: added to the history.
-    Raises BrokenXmpError.
+    replaced only where there are any, or, if None, taken out. event: added to the history. inside:
+    further edits, of statements that are not named.
     """
-    found = parse(packet)
     there = {statement.name for statement in found.statements()}
     ours = dict(says) | {
         name: value for name, value in corrects.items() if value is not None and name in there
@@ -59,7 +60,7 @@ def edit(
     gone = says.keys() | corrects.keys()
     if event and not continued:
         gone |= {_HISTORY}
-    edits = _cut(found, lambda statement: statement.name in gone)
+    edits = [*inside, *_cut(found, lambda statement: statement.name in gone)]
     items = "".join(_element(name, value) for name, value in ours.items())
     if event:
         item = f'<rdf:li{_spaces(event)} rdf:parseType="Resource">{_fields(event)}</rdf:li>'
@@ -69,7 +70,7 @@ def edit(
             items += f"<{_HISTORY}><rdf:Seq>{item}</rdf:Seq></{_HISTORY}>"
     if items:
         edits.append((found.insert_at, found.insert_at, _described(found, items)))
-    return _spliced(packet, edits)
+    return _spliced(found.data, edits)
 
 
 def joined(packet: bytes, extension: bytes) -> bytes:

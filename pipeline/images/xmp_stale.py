@@ -16,9 +16,9 @@ from pipeline.images.xmp import (
     TAG,
     BrokenXmpError,
     Packet,
-    parse,
     short,
 )
+from pipeline.images.xmp_edit import Edit
 
 _REGIONS, _DIMENSIONS, _AREA = "mwg-rs:Regions", "stDim:", "stArea:"
 _OTHER_REGIONS = ("MP:RegionInfo", "Iptc4xmpExt:ImageRegion")
@@ -108,30 +108,24 @@ def _lost_regions(packet: Packet, change: Change) -> Iterator[str]:
             yield one.name
 
 
-def regions_turned(packet: bytes, change: Change) -> bytes:
-    """The packet with faces and other regions (mwg-rs) where they are in the upright picture.
+def regions_turned(packet: Packet, change: Change) -> list[Edit]:
+    """The edits that put faces and other regions (mwg-rs) where they are in the upright picture.
 
     Regions are parts of the picture as stored, but where the size that they say they were made for
     is that of the turned one. Raises BrokenXmpError.
     """
-    edits = list[tuple[int, int, bytes]]()
+    edits = list[Edit]()
     regions = [
         range(one.start, one.end)
-        for one in parse(packet).statements()
+        for one in packet.statements()
         if one.name == _REGIONS and not one.is_attribute
     ]
-    for structures in _Structures(packet, regions).read() if regions else ():
+    for structures in _Structures(packet.data, regions).read() if regions else ():
         edits += _region_edits(structures, change)
-    parts, at = list[bytes](), 0
-    for start, end, new in sorted(edits):
-        parts += [packet[at:start], new]
-        at = end
-    return b"".join([*parts, packet[at:]])
+    return edits
 
 
-def _region_edits(
-    structures: "list[_Structure]", change: Change
-) -> Iterator[tuple[int, int, bytes]]:
+def _region_edits(structures: "list[_Structure]", change: Change) -> Iterator[Edit]:
     orientation = change.orientation
     for one in structures:
         stated = one.numbers("stDim:w", "stDim:h")
@@ -163,7 +157,7 @@ class _Structure:
             return None
         return float(texts[0]), float(texts[1])
 
-    def say(self, values: dict[str, float]) -> Iterator[tuple[int, int, bytes]]:
+    def say(self, values: dict[str, float]) -> Iterator[Edit]:
         """The edits that make it say this."""
         for name, value in values.items():
             start, end, _ = self.fields[name]
@@ -184,7 +178,7 @@ class _Structures:
         parser.CharacterDataHandler = self._characters
         self._open = list[_Structure]()
         self._found = [list[_Structure]() for _ in spans]
-        self._text, self._text_at = "", 0
+        self._text, self._text_at = list[str](), 0
 
     def read(self) -> list[list[_Structure]]:
         """Those of each statement."""
@@ -207,7 +201,7 @@ class _Structures:
         tag = TAG.match(self._data, at)
         if not tag:
             raise BrokenXmpError(f"no tag at {at} of {len(self._data)}")
-        self._text, self._text_at = "", tag.end()
+        self._text, self._text_at = [], tag.end()
         others = [
             one
             for one in ATTRIBUTE.finditer(self._data, tag.start(2), tag.end(2))
@@ -223,11 +217,11 @@ class _Structures:
         at = self._parser.CurrentByteIndex
         # Of an element that holds nothing but its text.
         if self._is_inside(at) and self._text and b"<" not in self._data[self._text_at : at]:
-            self._note(self._open[-1], short(name), self._text_at, at, self._text)
-        self._text = ""
+            self._note(self._open[-1], short(name), self._text_at, at, "".join(self._text))
+        self._text = []
 
     def _characters(self, text: str) -> None:
-        self._text += text
+        self._text.append(text)
 
     def _note(self, structure: _Structure, name: str, start: int, end: int, value: str) -> None:
         if name.startswith((_AREA, _DIMENSIONS)):
