@@ -154,7 +154,12 @@ def _embed_in_jpeg(file: bytes, said: Metadata) -> tuple[bytes, tuple[str, ...]]
         dropped += lost
         _add(blocks, dropped, "exif_dropped", APP1, [EXIF_IN_JPEG + stream])
     if said.xmp:
-        _add(blocks, dropped, "xmp_dropped", APP1, _xmp_bodies(said.xmp))
+        whole = _xmp_bodies(said.xmp)
+        if not whole and said.mark:
+            # What it says of the source goes, but not that this is no source.
+            dropped.append("xmp_dropped")
+            whole = _xmp_bodies(said.mark)
+        _add(blocks, dropped, "xmp_dropped", APP1, whole)
     if said.icc_profile:
         _add(blocks, dropped, "icc_dropped", APP2, _icc_bodies(said.icc_profile))
     if said.iptc:

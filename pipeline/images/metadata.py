@@ -117,8 +117,9 @@ def derive(
         except exif.BrokenExifError:
             stream = None
             warnings.append("exif_broken")
-    packet, codes = _derived(said.xmp, source, change, dpi, provenance, policy)
-    return replace(kept, exif=stream, xmp=packet, iptc=said.iptc), (*warnings, *codes)
+    packet, mark, codes = _derived(said.xmp, source, change, dpi, provenance, policy)
+    made = replace(kept, exif=stream, xmp=packet, mark=mark, iptc=said.iptc)
+    return made, (*warnings, *codes)
 
 
 def _fits(profile: bytes, source: Facts) -> bool:
@@ -160,9 +161,9 @@ def _derived(
     dpi: tuple[float, float] | None,
     provenance: Provenance,
     policy: Policy,
-) -> tuple[bytes, tuple[str, ...]]:
-    """The packet without what is not true of the result and with what that was made of, and its
-    codes.
+) -> tuple[bytes, bytes, tuple[str, ...]]:
+    """The packet without what is not true of the result and with what that was made of, the latter
+    alone, and the codes.
 
     A large one takes seconds to parse, with all other threads waiting: that is done once.
     """
@@ -176,7 +177,9 @@ def _derived(
     corrects, codes = xmp_stale.corrections(before, change, dpi, plain=plain)
     says, event = _mark_of(before, packet or b"", change.size, provenance, policy)
     made = xmp_edit.edit(before, says=says, corrects=corrects, event=event, inside=regions)
-    return made, (*broken, *codes)
+    empty = xmp.parse(xmp_edit.EMPTY)
+    mark = xmp_edit.edit(empty, says=says, corrects={}, event=event)
+    return made, mark, (*broken, *codes)
 
 
 def _mark_of(

@@ -151,8 +151,8 @@ def _facts(said: Head) -> Facts:
 
 def _metadata(said: Head) -> Metadata:
     found = Metadata(**said)
-    blocks = {type(block) for block in (found.icc_profile, found.exif, found.xmp, found.iptc)}
-    if blocks - {bytes, type(None)}:
+    blocks = (found.icc_profile, found.exif, found.xmp, found.mark, found.iptc)
+    if {*map(type, blocks)} - {bytes, type(None)}:
         raise TypeError("metadata that are no bytes")
     if found.dpi is not None:
         across, down = found.dpi

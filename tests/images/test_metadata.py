@@ -600,6 +600,19 @@ def test_the_packet_says_what_was_done(packet):
         assert texts(made.xmp, "tiff:Orientation") == []
 
 
+def test_a_jpeg_is_marked_where_the_packet_does_not_fit():
+    packet = camera.XMP.replace(b"</rdf:RDF>", b"<!--%s--></rdf:RDF>" % (b"x" * 70_000))
+    said, _ = derive(replace(SAID, xmp=packet))
+    file, warnings = embed(bare("jpeg"), "jpeg", said)
+    assert warnings == ("xmp_dropped",)
+    made, _ = read(file, "jpeg")
+    assert texts(made.xmp, "remaster:sha256") == [PROVENANCE.source_sha256]
+    assert texts(made.xmp, "stRef:documentID") == ["xmp.did:source"]
+    assert PROVENANCE.model_sha256 in texts(made.xmp, "stEvt:parameters")[0]
+    assert texts(made.xmp, "Iptc4xmpExt:DigitalSourceType") == [TYPES + "algorithmicallyEnhanced"]
+    assert texts(made.xmp, "dc:rights") == []
+
+
 def test_results_of_results_have_one_history_and_no_leftovers():
     said, _ = derive(SAID)
     again, warnings = derive(said)
