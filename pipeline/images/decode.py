@@ -6,7 +6,7 @@ means that this one file is broken, and is an error with a code of its own, neve
 
 import io
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -71,9 +71,10 @@ def probe(data: Data, limits: Limits, policy: Policy, *, page: int = 0) -> Facts
     Raises DecodeError, TooLargeError or UnsupportedError.
     """
     with _codec_boundary(data):
-        facts = header.facts(data, page)
+        place = read_tiff.place(data, page) if header.sniff(data) == "tiff" else None
+        facts = header.facts(data, page, place)
         _check(facts, limits, policy)
-        return facts
+        return _counted(data, [facts], [place], limits)[0]
 
 
 def probe_pages(data: Data, limits: Limits, policy: Policy) -> tuple[Facts, ...]:
@@ -82,7 +83,22 @@ def probe_pages(data: Data, limits: Limits, policy: Policy) -> tuple[Facts, ...]
         found = header.all_facts(data)
         for facts in found:
             _check(facts, limits, policy)
-        return tuple(found)
+        pages = read_tiff.places(data) if found[0].format == "tiff" else [None]
+        return _counted(data, found, pages, limits)
+
+
+def _counted(
+    data: Data, pages: Sequence[Facts], places: Sequence[Place | None], limits: Limits
+) -> tuple[Facts, ...]:
+    """With the bytes of their metadata."""
+    counted, left = list[Facts](), limits.max_metadata_bytes
+    for facts, place in zip(pages, places, strict=True):
+        if left > 0:
+            at, limit = place.at if place else 0, limits.max_metadata_bytes
+            said = metadata.count(data, facts.format, at=at, limit=limit)
+            facts, left = replace(facts, metadata_bytes=said), left - said
+        counted.append(facts)
+    return tuple(counted)
 
 
 def decode(

@@ -49,6 +49,9 @@ class Facts:
     """EXIF's, 1 to 8: how the samples have to be turned to be the right way up."""
     stored_channels: int = 0
     """Samples a pixel of a TIFF, with those that mean nothing to us. 0: `channels` or fewer."""
+    metadata_bytes: int = field(default=0, compare=False)
+    """Of what the file says beside its samples, inflated. Only probes count it, and of pages no
+    further than `limits.max_metadata_bytes`, as decoding ends there."""
 
     @property
     def sample_bytes(self) -> int:

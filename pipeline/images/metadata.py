@@ -77,6 +77,11 @@ def read(
     return said, tuple(found.warnings)
 
 
+def count(data: Data, format: str, *, at: int = 0, limit: int) -> int:
+    """Bytes of what `read` finds, inflated. Arguments and errors as of `read`."""
+    return blocks.find(data, format, page=0, at=at, limit=limit).taken
+
+
 def derive(
     said: Metadata,
     *,

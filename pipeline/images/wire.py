@@ -138,12 +138,12 @@ def _facts(said: Head) -> Facts:
     """What is computed with has to be numbers that there can be."""
     found = Facts(**said)
     counted = (found.width, found.height, found.frames, found.channels, found.bit_depth)
-    numbers = (*counted, found.orientation, found.stored_channels)
+    numbers = (*counted, found.orientation, found.stored_channels, found.metadata_bytes)
     if {*map(type, numbers)} != {int} or {type(found.format), type(found.mode)} != {str}:
         raise TypeError(f"no picture is {said}")
     if found.colour not in get_args(Colour) or found.alpha not in get_args(Alpha):
         raise ValueError(f"no picture is {found.colour}, {found.alpha}")
-    broken = min(counted) < 1 or found.channels > 4 or found.stored_channels < 0
+    broken = min(counted) < 1 or found.channels > 4 or min(numbers) < 0
     if broken or found.orientation not in range(1, 9):
         raise ValueError(f"no picture has {counted}, {found.orientation}")
     return found

@@ -1210,6 +1210,24 @@ def test_bombs_are_refused_by_their_header(name):
         read(BOMBS[name])
 
 
+def test_what_metadata_inflate_to_is_known_before_they_are_decoded():
+    profile = camera.icc() + bytes(10**6)
+    profile = struct.pack(">I", len(profile)) + profile[4:]
+    data = saved(PIL.Image.new("RGB", (8, 8)), "PNG", icc_profile=profile)
+    assert len(data) < len(profile) / 50
+    assert probe(data, LIMITS, Policy()).metadata_bytes == len(profile)
+
+
+def test_metadata_of_pages_are_counted_no_further_than_they_are_read():
+    page = {"photometric": "rgb", "iccprofile": camera.icc()}
+    data = pages(noise(8, 8, 3), noise(8, 8, 3), noise(8, 8, 3), **page)
+    found = [one.metadata_bytes for one in probe_pages(data, LIMITS, Policy())]
+    assert len({*found}) == 1
+    assert found[0] >= len(camera.icc())
+    few = Limits(max_metadata_bytes=found[0] + 1)
+    assert [one.metadata_bytes for one in probe_pages(data, few, Policy())] == [*found[:2], 0]
+
+
 def test_pages_are_each_checked_for_their_size():
     data = pages(noise(8, 8), noise(50, 50))
     limits = Limits(max_input_pixels=100)

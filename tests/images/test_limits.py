@@ -75,6 +75,15 @@ def test_one_source_at_a_time_and_all_results_are_counted():
     assert webp[1] - webp[0] == (44 - 16) * 80**2
 
 
+def test_metadata_of_all_pages_are_counted():
+    """A profile of 60 KB inflates to 64 MB, of which there are copies."""
+    page = Facts("tiff", "", 8, 2, 10, 10, 3)
+    sizes = [(40, 40)] * 2
+    bare = held_bytes(1000, [page] * 2, sizes, "tiff", lossless=False)
+    said = [replace(page, metadata_bytes=count) for count in (2**26, 2**20)]
+    assert held_bytes(1000, said, sizes, "tiff", lossless=False) - bare == 10 * (2**26 + 2**20)
+
+
 def test_the_plan_needs_no_codec_for_it():
     code = (
         "import sys, pipeline.images.limits;"
