@@ -77,7 +77,7 @@ def _in_tiff(data: Data, found: Found, page: int, at: int) -> None:
     found.add_resources(tags.blocks.get(tiff_tags.PHOTOSHOP, b""))
     if tags.exif:
         found.blocks["exif"] = tags.exif
-    found.dpi = tags.resolution
+    found.dpi, found.aspect = tags.resolution, tags.aspect
     said = {
         "exif_repaired": tags.incomplete,
         "maker_note_moved": tags.moved,

@@ -77,6 +77,8 @@ def _embed_in_png(file: bytes, said: Metadata) -> tuple[bytes, tuple[str, ...]]:
             blocks.append(_png_chunk(b"pHYs", struct.pack(">IIB", across, down, 1)))
         else:
             dropped.append("dpi_dropped")
+    elif said.aspect:
+        blocks.append(_png_chunk(b"pHYs", struct.pack(">IIB", *exif.ratio(said.aspect), 0)))
     if said.exif:
         blocks.append(_png_chunk(b"eXIf", said.exif))
     if said.xmp:
@@ -142,13 +144,15 @@ def _embed_in_jpeg(file: bytes, said: Metadata) -> tuple[bytes, tuple[str, ...]]
             adobe |= marker == APP14
             kept.append(memoryview(file)[start:end])
     blocks, dropped = list[bytes](), list[str]()
-    if said.dpi:
-        across, down = (round(side) for side in said.dpi)
+    if said.dpi or said.aspect:
+        sides = (round(side) for side in said.dpi) if said.dpi else exif.ratio(said.aspect or 1)
+        across, down = sides
         # A JFIF segment would overrule what Adobe's says of the colours.
         if (jfif or not adobe) and min(across, down) > 0 and max(across, down) <= 0xFFFF:
-            jfif = _segment(APP0, struct.pack(">5sHBHHBB", JFIF, 0x101, 1, across, down, 0, 0))
+            unit = 1 if said.dpi else 0
+            jfif = _segment(APP0, struct.pack(">5sHBHHBB", JFIF, 0x101, unit, across, down, 0, 0))
         else:
-            dropped.append("dpi_dropped")
+            dropped.append("dpi_dropped" if said.dpi else "aspect_dropped")
     if said.exif:
         stream, lost = _exif_for_jpeg(said.exif)
         dropped += lost
@@ -234,6 +238,7 @@ def _embed_in_webp(file: bytes, said: Metadata) -> tuple[bytes, tuple[str, ...]]
         raise ValueError("no WebP file")
     chunks = [(kind, body) for kind, body, is_whole in riff_chunks(file) if is_whole]
     dropped = ["iptc_dropped"] if said.iptc else []
+    dropped += ["aspect_dropped"] if said.aspect and not said.dpi else []
     profile = said.icc_profile
     if profile and profiles.space(profile) != profiles.RGB:  # WebP makes RGB of gray
         profile, dropped = None, ["icc_dropped", *dropped]

@@ -123,8 +123,9 @@ def decode(
         if facts.alpha == "premultiplied":  # as inks are, not the colours that they become
             samples = levels.straight(samples)
         samples, said, converted = _in_rgb(samples, facts, said, data, place)
-        if said.dpi and facts.orientation > 4:
-            said = replace(said, dpi=said.dpi[::-1])
+        if facts.orientation > 4:
+            dpi, aspect = said.dpi and said.dpi[::-1], said.aspect and 1 / said.aspect
+            said = replace(said, dpi=dpi, aspect=aspect)
         pixels = levels.upright(samples, facts.orientation)
         image.check(pixels, facts)
         return Image(

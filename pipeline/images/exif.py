@@ -20,7 +20,7 @@ _UNITS = {1: 1, 2: 1, 5: 4, 6: 1, 7: 1, 10: 4, 11: 4, 12: 8}  # what a change of
 ORIENTATION = 0x0112
 X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
 MAKER_NOTE = 0x927C
-INCH, CENTIMETRE = 2, 3
+NO_UNIT, INCH, CENTIMETRE = 1, 2, 3
 POINTERS = {"exif": ("ifd0", 0x8769), "gps": ("ifd0", 0x8825), "interop": ("exif", 0xA005)}
 """The directories below the first, each with where its offset stands."""
 
@@ -122,14 +122,23 @@ def turned(block: bytes) -> int:
 def resolution(stream: bytes) -> tuple[float, float] | None:
     """Pixels an inch, across and down as stored; None if not said. Raises BrokenExifError."""
     parsed = parse(stream)
+    per_inch = inches(_number(parsed, RESOLUTION_UNIT, default=INCH))
+    return _densities(parsed, per_inch) if per_inch else None
+
+
+def aspect(stream: bytes) -> tuple[float, float] | None:
+    """The same where it has no unit, so that only one in relation to the other says something."""
+    parsed = parse(stream)
+    unit = _number(parsed, RESOLUTION_UNIT, default=INCH)
+    return _densities(parsed, Fraction(1)) if unit == NO_UNIT else None
+
+
+def _densities(parsed: Parsed, factor: Fraction) -> tuple[float, float] | None:
     across, down = (
         rational(parsed.stream, parsed.entries["ifd0"].get(tag))
         for tag in (X_RESOLUTION, Y_RESOLUTION)
     )
-    per_inch = inches(_number(parsed, RESOLUTION_UNIT, default=INCH))
-    if not across or not down or not per_inch:
-        return None
-    return float(across * per_inch), float(down * per_inch)
+    return (float(across * factor), float(down * factor)) if across and down else None
 
 
 def inches(unit: int) -> Fraction | None:
@@ -278,6 +287,12 @@ def rational(stream: Stream, entry: Entry | None) -> Fraction | None:
         return None
     above, below = stream.long(entry.start), stream.long(entry.start + 4)
     return Fraction(above, below) if below else None
+
+
+def ratio(aspect: float) -> tuple[int, int]:
+    """Two whole numbers of 16 bits in that relation, or near it. aspect: 1e-4 to 1e4."""
+    near = Fraction(aspect).limit_denominator(int(65_535 / max(1, aspect)))
+    return near.numerator, near.denominator
 
 
 def packed(order: Order, value: Fraction) -> bytes:

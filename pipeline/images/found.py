@@ -21,6 +21,8 @@ class Found:
     """icc, exif, xmp and iptc."""
     dpi: tuple[float, float] | None = None
     """Pixels an inch, across and down as stored."""
+    aspect: tuple[float, float] | None = None
+    """The same without a unit: how many pixels across, for how many down."""
     warnings: dict[str, None] = field(default_factory=dict[str, None])
     """Codes of what is left out or broken, each once, in order."""
     taken: int = 0

@@ -73,6 +73,8 @@ class Metadata:
     """IPTC-IIM records, without Photoshop's image resource around them."""
     dpi: tuple[float, float] | None = None
     """Pixels an inch, across and down; None where the file says none, or no unit."""
+    aspect: float | None = None
+    """Where there is no unit: pixels across for as many down in the same length, if not 1."""
     mark: bytes | None = None
     """Of a result: an XMP packet with our own statements alone, for where no other fits."""
 

@@ -71,6 +71,8 @@ def _note_density(found: Found, unit: int, across: int, down: int) -> None:
     per_inch = {1: 1.0, 2: 2.54}.get(unit)
     if per_inch:
         found.dpi = across * per_inch, down * per_inch
+    elif unit == 0:
+        found.aspect = across, down
 
 
 def _join_profile(found: Found, pieces: list[memoryview]) -> None:

@@ -25,6 +25,7 @@ _CONVERTED = ("cmyk", "ycck", "lab")  # to sRGB
 _PLAIN = ("gray", "rgb")
 _SOURCE_TYPE = "Iptc4xmpExt:DigitalSourceType"
 _MOST_DPI = 1e6  # what says more is not meant
+_MOST_ASPECT = 1e4
 _ICC_HEADER = 128
 
 
@@ -67,12 +68,14 @@ def read(
     if profile is None:
         found.warn("icc_untagged")
     stream = _sound_exif(found)
+    dpi = _plausible(found.dpi) or (_plausible(exif.resolution(stream)) if stream else None)
     said = Metadata(
         icc_profile=profile,
         exif=stream,
         xmp=_sound_xmp(found),
         iptc=_sound_iptc(found),
-        dpi=_plausible(found.dpi) or (_plausible(exif.resolution(stream)) if stream else None),
+        dpi=dpi,
+        aspect=None if dpi else _odd(found.aspect),
     )
     return said, tuple(found.warnings)
 
@@ -92,7 +95,7 @@ def derive(
 ) -> tuple[Metadata, tuple[str, ...]]:
     """What the result says, and the codes of what was broken or is true no more.
 
-    said: of the source, upright (dpi); its EXIF as the file had it. source: its header.
+    said: of the source, upright (dpi, aspect); its EXIF as the file had it. source: its header.
     size: width and height of the result. The same arguments give the same bytes.
     Codes: {exif,xmp}_broken, icc_dropped: a profile of other samples, and those of
     `xmp_stale.corrections`.
@@ -104,7 +107,7 @@ def derive(
     if dpi and policy.resolution == "scale":
         dpi = dpi[0] * size[0] / width, dpi[1] * size[1] / height
     fits = said.icc_profile is None or _fits(said.icc_profile, source)
-    kept = Metadata(icc_profile=said.icc_profile if fits else None, dpi=dpi)
+    kept = Metadata(said.icc_profile if fits else None, dpi=dpi, aspect=said.aspect)
     warnings = [] if fits else ["icc_dropped"]
     if policy.strip_metadata:
         return replace(kept, xmp=_mark(said.xmp, policy)), tuple(warnings)
@@ -289,6 +292,14 @@ def _sound_iptc(found: Found) -> bytes | None:
         found.warn("iptc_broken")
         return None
     return records[:at]
+
+
+def _odd(sides: tuple[float, float] | None) -> float | None:
+    """What pixels are that are not square."""
+    if not sides or min(sides) <= 0 or sides[0] == sides[1]:
+        return None
+    aspect = sides[0] / sides[1]
+    return aspect if 1 / _MOST_ASPECT < aspect < _MOST_ASPECT else None
 
 
 def _plausible(dpi: tuple[float, float] | None) -> tuple[float, float] | None:

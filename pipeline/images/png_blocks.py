@@ -37,8 +37,12 @@ def find(data: bytes, found: Found) -> None:
             _add_inflated(found, "icc", bytes(body[:82]).find(b"\0") + 2, body)
         elif kind == b"eXIf":
             found.add("exif", without(EXIF_IN_JPEG, body))
-        elif kind == b"pHYs" and len(body) == 9 and body[8] == 1:
-            found.per_metre(*struct.unpack(">II", body[:8]))
+        elif kind == b"pHYs" and len(body) == 9 and body[8] < 2:
+            sides = struct.unpack(">II", body[:8])
+            if body[8]:
+                found.per_metre(*sides)
+            else:
+                found.aspect = sides
         elif kind == b"caBX":
             found.warn("c2pa_dropped")
         elif kind == b"IHDR":

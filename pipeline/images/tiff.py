@@ -210,8 +210,8 @@ def _write(writer: tifffile.TiffWriter, page: _Planned, big: bool) -> None:
         rowsperstrip=None if page.tiled else page.rows,
         compression="adobe_deflate",
         predictor="horizontal",
-        resolution=page.dpi,
-        resolutionunit="inch" if page.dpi else None,
+        resolution=page.dpi or (exif.ratio(said.aspect) if said.aspect else None),
+        resolutionunit="inch" if page.dpi else "none" if said.aspect else None,
         iccprofile=said.icc_profile,
         extratags=[*_blocks(said), *_exif(writer, page, big)],
         # Nothing of tifffile's own: neither its name nor a description of the array.

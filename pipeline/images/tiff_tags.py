@@ -43,6 +43,8 @@ class Tags:
     """A stream of its own, with the directories below; None where it would say next to nothing."""
     resolution: tuple[float, float] | None
     """Pixels an inch, across and down as stored."""
+    aspect: tuple[float, float] | None
+    """The same where there is no unit."""
     blocks: dict[int, bytes]
     """Of BLOCKS those that there are."""
     incomplete: bool
@@ -80,6 +82,7 @@ def read(data: Data, page: int, take: Callable[[int], None], *, at: int = 0) -> 
     return Tags(
         exif=None if says_little else stream,
         resolution=exif.resolution(stream),
+        aspect=exif.aspect(stream),
         blocks={tag: file.value(table[tag])[2] for tag in sorted(BLOCKS & table.keys())},
         incomplete=file.incomplete,
         others=layout or not table.keys() <= _KNOWN,

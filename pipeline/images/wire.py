@@ -158,6 +158,8 @@ def _metadata(said: Head) -> Metadata:
         across, down = found.dpi
         if not (math.isfinite(across) and math.isfinite(down) and min(across, down) > 0):
             raise ValueError(f"{found.dpi} pixels an inch")
+    if found.aspect is not None and not 0 < found.aspect < math.inf:
+        raise ValueError(f"pixels of {found.aspect}")
     return found
 
 

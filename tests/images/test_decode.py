@@ -898,6 +898,13 @@ def test_what_libtiff_decodes_is_turned_once(name, size, orientation):
     np.testing.assert_array_equal(image.pixels, levels.upright(stored, orientation))
 
 
+def test_pixels_that_are_not_square_are_turned_with_the_picture():
+    data = saved(PIL.Image.new("RGB", (8, 6)), "PNG", exif=a_tag(6))
+    aspect = chunk(b"pHYs", struct.pack(">IIB", 2, 1, 0))
+    image = read(data[:33] + aspect + data[33:])
+    assert (image.pixels.shape[:2], image.metadata.aspect) == ((8, 6), 0.5)
+
+
 def test_a_tiff_is_not_turned_by_its_xmp():
     soft = gradient.resize((40, 24)).convert("YCbCr")
     said = {700: b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'}

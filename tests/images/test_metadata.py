@@ -27,6 +27,8 @@ from pipeline.images import exif, exif_edit, metadata, xmp
 from pipeline.images.containers import embed
 from pipeline.images.exif_edit import Change
 from pipeline.images.image import Facts, Metadata
+from pipeline.images.page import Page
+from pipeline.images.tiff import encode as encode_tiff
 
 EXIFTOOL = shutil.which("exiftool")
 PROFILE = camera.icc()
@@ -157,6 +159,35 @@ def twice(stream):
     return behind_jfif(0xE1, b"Exif\0\0" + camera.exif()).replace(
         camera.exif(), camera.exif() + camera.jpeg_segment(0xE1, b"Exif\0\0" + stream)
     )
+
+
+def wide(format):
+    """Pixels of 59 to 54, as television's are, in a file that gives no unit."""
+    if format == "png":
+        return camera.png(bare("png"), (b"pHYs", struct.pack(">IIB", 59, 54, 0)))
+    if format == "jpeg":
+        return bare("jpeg")[:13] + struct.pack(">BHH", 0, 59, 54) + bare("jpeg")[18:]
+    file = io.BytesIO()
+    pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    tifffile.imwrite(file, pixels, photometric="rgb", resolution=(59, 54), resolutionunit=1)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("format", ["png", "jpeg", "tiff"])
+def test_pixels_that_are_not_square_stay_so(format):
+    said, _ = read(wide(format), format)
+    assert (said.dpi, said.aspect) == (None, pytest.approx(59 / 54))
+    made, _ = derive(said)
+    for into in ("png", "jpeg"):
+        file, warnings = embed(bare(into), into, made)
+        assert warnings == ()
+        assert read(file, into)[0].aspect == pytest.approx(59 / 54)
+    file, warnings = encode_tiff([Page(np.zeros((120, 160, 3), np.uint8), made)])
+    assert warnings == ()
+    with tifffile.TiffFile(io.BytesIO(file)) as opened:
+        tags = opened.pages[0].tags
+        assert [tags[number].value for number in (282, 283, 296)] == [(59, 1), (54, 1), 1]
+    assert "aspect_dropped" in embed(bare("webp"), "webp", made)[1]
 
 
 OF_PHOTOSHOP = b"Raw profile type 8bim\0" + hexed(b"8bim", camera.photoshop(b"", 2000)[14:])
